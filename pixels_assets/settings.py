@@ -1,0 +1,133 @@
+"""Every setting, with its default, read from the environment or given as arguments.
+
+Knows no Dagster and opens nothing. One frozen object goes through all layers, to worker processes too.
+"""
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from pixels_assets.errors import UsageError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+
+def _setting(default: Any, meaning: str, *, at_least: float | None = None) -> Any:
+    return field(default=default, metadata={"meaning": meaning, "at_least": at_least})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Guards against hostile input; what crosses one becomes a row with status `limit_exceeded`.
+
+    Each has an environment variable: ``PIXELS_LIMIT_`` and the name in capitals. Sizes are bytes.
+    """
+
+    max_members: int = _setting(2_000_000, "Members of one outermost archive, nested ones included.", at_least=1)
+    max_total_bytes: int = _setting(4 * TIB, "Expanded bytes of one outermost archive, nested ones included.", at_least=1)
+    max_member_bytes: int = _setting(64 * GIB, "Expanded bytes of one member or one compressed file.", at_least=1)
+    max_ratio: float = _setting(200.0, "Expanded bytes per compressed byte, once more than `ratio_floor_bytes` were expanded.", at_least=1)
+    ratio_floor_bytes: int = _setting(64 * MIB, "Up to this many expanded bytes no ratio is held against a member or an archive.", at_least=0)
+    max_depth: int = _setting(8, "Archives within archives; the outermost is depth 1.", at_least=1)
+    max_deflated_bytes: int = _setting(64 * MIB, "Inflated bytes of a DICOM data set in a deflated transfer syntax.", at_least=1)
+    max_memory_bytes: int = _setting(64 * MIB, "Expanded members up to this size stay in memory; larger ones go to an unnamed temporary file.", at_least=1)
+    max_frame_bytes: int = _setting(192 * MIB, "Decoded bytes of the one frame that becomes a thumbnail.", at_least=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run needs to know.
+
+    Each has an environment variable: ``PIXELS_`` and the name in capitals. Sizes are bytes, times are seconds.
+
+    Raises
+    ------
+    UsageError
+        A value is of the wrong type or out of range.
+    """
+
+    lake: Path = _setting(Path("var/lake"), "Folder of the Delta tables.")
+    sources: tuple[str, ...] = _setting((), "Folders that the sensor watches and that `discover` lists by default, joined by the path separator.")
+    workers: int = _setting(0, "Worker processes; 0 means one per core.", at_least=0)
+    batch_files: int = _setting(5_000, "A batch is sealed at this many files.", at_least=1)
+    batch_bytes: int = _setting(2_000_000_000, "A batch is sealed at this many bytes of files.", at_least=1)
+    quiet_seconds: float = _setting(2.0, "Files modified less than this long ago wait for the next pass.", at_least=0)
+    extract_to: Path | None = _setting(None, "Folder to extract archive members to; none: they are only read in place.")
+    thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
+    preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")
+    object_seconds: float = _setting(60.0, "Time that one object may take before its worker is stopped.", at_least=0.1)
+    worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold.", at_least=64 * MIB)
+    log_level: str = _setting("INFO", "Level of the package's loggers: DEBUG, INFO, WARNING or ERROR.")
+    limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
+
+    def __post_init__(self) -> None:
+        _check(self)
+        _check(self.limits)
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes to start: the setting, or the cores this process may use."""
+        if self.workers:
+            return self.workers
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return usable or 1
+
+    @classmethod
+    def from_environment(cls, **overrides: Any) -> Self:
+        """Read ``PIXELS_*`` variables, then let arguments that are not None win.
+
+        Raises
+        ------
+        UsageError
+            A variable does not parse or is out of range; the message names it.
+        """
+        limits = {name: value for name, value in _from_environment(Limits, "PIXELS_LIMIT_").items()}
+        values = _from_environment(cls, "PIXELS_")
+        values["limits"] = replace(Limits(), **limits)
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return cls(**values)
+
+
+def _from_environment(cls: type[Any], prefix: str) -> dict[str, Any]:
+    values = {}
+    for item in fields(cls):
+        text = os.environ.get(prefix + item.name.upper())
+        if text and item.name != "limits":
+            values[item.name] = _parse(prefix + item.name.upper(), text, item.default)
+    return values
+
+
+def _parse(variable: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() in {"1", "true", "yes", "on"}:
+            return True
+        if text.lower() in {"0", "false", "no", "off"}:
+            return False
+        msg = f"{variable}={text!r} is not a yes or no; use true or false"
+        raise UsageError(msg)
+    if isinstance(default, int | float):
+        try:
+            return type(default)(text)
+        except ValueError:
+            msg = f"{variable}={text!r} is not a number; the default is {default}"
+            raise UsageError(msg) from None
+    if isinstance(default, tuple):
+        return tuple(part for part in text.split(os.pathsep) if part)
+    if default is None or isinstance(default, Path):
+        return Path(text)
+    return text
+
+
+def _check(values: Settings | Limits) -> None:
+    for item in fields(values):
+        least, value = item.metadata["at_least"], getattr(values, item.name)
+        if least is not None and value < least:
+            msg = f"{item.name} is {value}; it must be at least {least}"
+            raise UsageError(msg)
+    if isinstance(values, Settings) and values.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        msg = f"log_level is {values.log_level!r}; use DEBUG, INFO, WARNING or ERROR"
+        raise UsageError(msg)

@@ -219,6 +219,8 @@ class ZipArchive:
             reach = max(reach, end)
             starts.append(start)
             ends.append(end)
+            if len(starts) > self._budget.limits.max_members:
+                break  # and no further will the walk come
         if directory.entries != len(starts) & directory.most:
             self.warnings.append("directory_count_mismatch")
         # A directory whose own place is wrong proves nothing about the members' places.

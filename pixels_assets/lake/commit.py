@@ -91,7 +91,7 @@ class _LiveFile:
     path: str
     batch: str
     size: int
-    rows: int
+    rows: int | None
     least: str | None
     most: str | None
 
@@ -423,7 +423,7 @@ def _plan(
         if path in ours:
             continue
         if file.batch == batch and only is None:
-            plan[path] = _Removal(file.rows)
+            plan[path] = _Removal(file.rows or 0)
             continue
         keys = wanted if file.batch == batch else retired
         if not _may_hold(file, keys):
@@ -521,7 +521,8 @@ def _landed(lake: Path, table: Table, delta: DeltaTable, before: int, token: str
         delta.update_incremental()
         entries = delta.history(max(1, delta.version() - before))
     except (OSError, DeltaError) as failure:
-        msg = f"cannot tell whether a commit to {lake / table.name} landed ({type(error or failure).__name__}); check the disk, then run the batch again"
+        cause = type(error or failure).__name__
+        msg = f"cannot tell whether a commit to {lake / table.name} landed ({cause}); check the disk, then run the batch again"
         raise LakeError(msg) from failure
     version = next((int(entry["version"]) for entry in entries if entry.get("pixels_commit") == token), None)
     if version is not None:

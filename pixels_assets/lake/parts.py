@@ -252,11 +252,12 @@ class PartWriter:
         self._lake, self._table, self._batch, self._name = lake, table, validate_batch(batch), validate_batch(name)
         self._limits = rows, size
         self._schema = table.part_arrow
-        self._names = frozenset(self._schema.names)
+        self._weighers = {field.name: _weigher(field.type) for field in self._schema}
+        self._required = tuple(field.name for field in self._schema if not field.nullable)
         has_binaries = any(pa.types.is_binary(field.type) for field in self._schema)
         self._group_rows = GROUP_ROWS if has_binaries else rows
-        self._columns = [_Buffer(table, field) for field in self._schema]
-        self._buffered = self._buffered_bytes = self._part_bytes = 0
+        self._rows: list[dict[str, Any]] = []
+        self._group_bytes = self._part_bytes = 0
         self._file: PartFile | None = None
         self._closed: list[Part] = []
         self._count = 0
@@ -280,20 +281,28 @@ class PartWriter:
         TypeError
             A value is of a type that its column cannot hold.
         """
-        if not self._names.issuperset(row):
-            msg = f"{self._table.name} has no column {sorted(set(row) - self._names)}"
-            raise KeyError(msg)
-        values = [row.get(column.name) for column in self._columns]
-        weight = sum([column.check(value) for column, value in zip(self._columns, values, strict=True)])
-        for column, value in zip(self._columns, values, strict=True):
-            column.values.append(value)
-        self._buffered += 1
-        self._buffered_bytes += weight
+        weight = 0
+        for name, value in row.items():
+            if name not in self._weighers:
+                msg = f"{self._table.name} has no column {name}"
+                raise KeyError(msg)
+            if value is not None:
+                try:
+                    weight += self._weighers[name](value)
+                except TypeError:
+                    msg = f"{self._table.name}.{name} is {self._schema.field(name).type}; it cannot hold {type(value).__name__}"
+                    raise TypeError(msg) from None
+        for name in self._required:
+            if row.get(name) is None:
+                msg = f"{self._table.name}.{name} must have a value"
+                raise ValueError(msg)
+        self._rows.append(dict(row))
+        self._group_bytes += weight
         self._part_bytes += weight
         rows, size = self._limits
-        if self._part_bytes >= size or (self._file.rows if self._file else 0) + self._buffered >= rows:
+        if self._part_bytes >= size or (self._file.rows if self._file else 0) + len(self._rows) >= rows:
             self._close_part()
-        elif self._buffered >= self._group_rows or self._buffered_bytes >= GROUP_BYTES:
+        elif len(self._rows) >= self._group_rows or self._group_bytes >= GROUP_BYTES:
             self._flush()
 
     def take(self) -> list[Part]:
@@ -317,9 +326,8 @@ class PartWriter:
         if self._file is not None:
             self._file.abandon()
             self._file = None
-        for column in self._columns:
-            column.values.clear()
-        self._buffered = self._buffered_bytes = self._part_bytes = 0
+        self._rows.clear()
+        self._group_bytes = self._part_bytes = 0
         for part in self.take():
             with suppress(OSError):
                 (self._lake / part.table / part.path).unlink()
@@ -338,13 +346,15 @@ class PartWriter:
             raise
 
     def _flush(self) -> None:
-        if not self._buffered:
+        if not self._rows:
             return
         if self._file is None:
             self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema)
             self._count += 1
-        self._file.write(pa.Table.from_arrays([column.take() for column in self._columns], schema=self._schema))
-        self._buffered = self._buffered_bytes = 0
+        columns = [_array([row.get(field.name) for row in self._rows], field.type) for field in self._schema]
+        self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
+        self._rows.clear()
+        self._group_bytes = 0
 
     def _close_part(self) -> None:
         self._flush()
@@ -398,39 +408,14 @@ def part_from_table(lake: Path, table: Table, batch: str, name: str, values: pa.
         raise
 
 
-class _Buffer:
-    """Values of one column that are not written yet."""
-
-    def __init__(self, table: Table, field: pa.Field) -> None:
-        self.name: str = field.name
-        self.values: list[Any] = []
-        self._where = f"{table.name}.{field.name}"
-        self._type, self._nullable = field.type, field.nullable
-        self._weigh = _weigher(field.type)
-
-    def check(self, value: Any) -> int:
-        """Weigh a value, bytes, and refuse what cannot be stored."""
-        if value is None:
-            if not self._nullable:
-                msg = f"{self._where} must have a value"
-                raise ValueError(msg)
-            return 0
-        try:
-            return self._weigh(value)
-        except TypeError:
-            msg = f"{self._where} is {self._type}; it cannot hold {type(value).__name__}"
-            raise TypeError(msg) from None
-
-    def take(self) -> pa.Array:
-        """Return the values as an Arrow array and forget them."""
-        values, self.values = self.values, []
-        if pa.types.is_timestamp(self._type):
-            values = [_time(value) for value in values]
-        try:
-            return pa.array(values, self._type)
-        except (UnicodeEncodeError, OverflowError, pa.ArrowInvalid):
-            # Rare: some value is not valid Unicode or out of range, so look at each.
-            return pa.array([_storable(value, self._type) for value in values], self._type)
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind):
+        values = [_time(value) for value in values]
+    try:
+        return pa.array(values, kind)
+    except (UnicodeEncodeError, OverflowError, pa.ArrowInvalid):
+        # Rare: some value is not valid Unicode or out of range, so look at each.
+        return pa.array([_storable(value, kind) for value in values], kind)
 
 
 def _weigher(kind: pa.DataType) -> Callable[[Any], int]:
@@ -446,7 +431,7 @@ def _weigher(kind: pa.DataType) -> Callable[[Any], int]:
     if pa.types.is_boolean(kind):
         return _fixed(bool)
     if pa.types.is_integer(kind):
-        return _fixed(numbers.Integral)
+        return _fixed(int, numbers.Integral)
     if pa.types.is_date(kind):
         return _fixed(dt.date)
     if pa.types.is_timestamp(kind):

@@ -12,17 +12,19 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.charset import default_encoding
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.hooks import hooks
 from pydicom.valuerep import AMBIGUOUS_VR, BYTES_VR
 
-from pixels_assets.dicom.elements import expand
+from pixels_assets.dicom.elements import SPECIFIC_CHARACTER_SET, expand
 from pixels_assets.dicom.notes import Notes
 
 BULK_BYTES = 1024
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
 _BINARY = frozenset(str(vr) for vr in (BYTES_VR | AMBIGUOUS_VR)) - {"US or SS"}
+_TEXT = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+_quote = json.encoder.encode_basestring
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False).encode
 
 
@@ -77,7 +79,7 @@ def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, not
                 return _binary("UN", raw.value or b"", path)
             dataset[tag] = element
         else:
-            element = dataset[tag]
+            element = dataset[tag] if raw is None else _convert(raw, dataset)
         if notes.caught:
             notes.collect(tag)
         vr = element.VR
@@ -87,6 +89,8 @@ def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, not
             return '{"vr":"SQ","Value":[' + ",".join(items) + "]}"
         if vr in _BINARY and (value is None or isinstance(value, bytes)):
             return _binary(vr, value or b"", path, always=tag in PIXEL_TAGS)
+        if vr in _TEXT and isinstance(value, str):
+            return f'{{"vr":"{vr}","Value":[{_quote(value)}]}}' if value else f'{{"vr":"{vr}"}}'
         return _values(element, notes)
     except (RecursionError, MemoryError):
         raise
@@ -94,6 +98,17 @@ def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, not
         notes.caught.clear()
         notes.add("element_unreadable", tag)
         return None if raw is None or not isinstance(raw.value, bytes) else _binary("UN", raw.value, path)
+
+
+def _convert(raw: RawDataElement, dataset: Dataset) -> DataElement:
+    """Convert an element and put it into its data set, as `dataset[tag]` does in more steps."""
+    charset = default_encoding if raw.tag == SPECIFIC_CHARACTER_SET else dataset.original_character_set
+    element = convert_raw_data_element(raw, encoding=charset, ds=dataset)
+    if element.VR in AMBIGUOUS_VR or element.VR == "SQ":
+        # pydicom decides by other elements.
+        return dataset[raw.tag]
+    dataset[raw.tag] = element
+    return element
 
 
 def _vr(raw: RawDataElement, dataset: Dataset) -> str:

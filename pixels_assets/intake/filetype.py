@@ -448,8 +448,9 @@ def _by_library(head: bytes) -> str | None:
         return None
     for match in matches:
         name: str = match.extension.strip(".").lower()
-        # Negative offsets count from the end, which it was not given. Short or mostly NUL signatures occur in any binary file.
-        is_strong = match.offset >= 0 and len(match.byte_match.replace(b"\0", b"")) >= 4
+        # Negative offsets count from the end, which it was not given. Short or mostly NUL signatures occur in any binary file,
+        # and what has control bytes is no text.
+        is_strong = match.offset >= 0 and len(match.byte_match.replace(b"\0", b"")) >= 4 and not match.mime_type.startswith("text/")
         if is_strong and name not in _RESERVED and _WORD.fullmatch(name):
             return _SYNONYMS.get(name, name)
     return None

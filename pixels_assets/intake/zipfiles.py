@@ -190,8 +190,8 @@ class ZipArchive:
                     count, length, offset = _END64.unpack(record)[7:]
                     end, most = place, (1 << 64) - 1
                     break
-        if not count and not length and not self._is_local_header(0):
-            return _Directory(end, 0, 0, 0, most)
+        if not length:  # believed only where nothing contradicts it
+            return None if count or self._is_local_header(0) else _Directory(end, 0, 0, 0, most)
         for start in (end - length, offset):
             if 0 <= start <= end - _CENTRAL.size and start + length <= end and self._at(start, 4) == _CENTRAL_SIGNATURE:
                 shift = start - offset

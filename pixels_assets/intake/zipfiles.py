@@ -60,7 +60,7 @@ _END_MARKER = 1 << 1
 _LZMA_HEADER_LENGTH = 9
 _UNKNOWN = (1 << 64) - 1
 
-_RECOVERY_PASSES = 4  # a search for members may decode the archive's length so many times over
+_RECOVERY_PASSES = 4  # a search for members may go over the archive's length so many times, however its headers overlap
 
 ENCRYPTED = Failure(Status.ENCRYPTED, "encrypted", "The object is encrypted.")
 UNSUPPORTED = Failure(Status.CORRUPT, "unsupported_compression", "The object is compressed by a method that is not supported.")
@@ -221,8 +221,9 @@ class ZipArchive:
             ends.append(end)
             if len(starts) > self._budget.limits.max_members:
                 break  # and no further will the walk come
-        if directory.entries != len(starts) & directory.most:
-            self.warnings.append("directory_count_mismatch")
+        else:
+            if directory.entries != len(starts) & directory.most:
+                self.warnings.append("directory_count_mismatch")
         # A directory whose own place is wrong proves nothing about the members' places.
         if directory.shift and not any(self._is_local_header(position) for position in (first, last)):
             raise _DirectoryError
@@ -379,6 +380,7 @@ class ZipArchive:
             if entry is None:
                 position = found + len(_LOCAL_SIGNATURE)
                 continue
+            passes -= start - found
             if not self._is_stream(entry):
                 position = start
                 self._budget.count_member()

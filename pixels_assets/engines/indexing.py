@@ -19,7 +19,10 @@ from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
 from pixels_assets.intake.archives import walk
-from pixels_assets.intake.extraction import Extractor
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from pixels_assets.intake.extraction import Extractor
+from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, os_path, row_id
 from pixels_assets.lake.parts import Part, PartWriter
 from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
@@ -28,8 +31,8 @@ from pixels_assets.settings import MIB, Settings
 logger = logging.getLogger(__name__)
 
 OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
-ARCHIVE_TYPES = frozenset({"zip", "tar", "gzip", "bzip2", "xz"})
-DICOM_TYPES = frozenset({"dicom", "dicomdir"})
+
+CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
@@ -165,6 +168,8 @@ def index_shard(
         The lake or the folder for extracted members cannot be written.
     """
     stretch = _Stretch(shard, spec, files_done)
+    if spec.settings.extract_to:
+        from pixels_assets.intake.extraction import Extractor
     extractor = Extractor(spec.settings.extract_to) if spec.settings.extract_to and DICOM_METADATA.name in spec.outputs else None
     try:
         for number, file in enumerate(shard.files[files_done:], start=files_done):
@@ -205,13 +210,13 @@ class _Stretch:
     def full(self) -> bool:
         return self.tally.objects >= _SEGMENT_ROWS or self.weight >= _SEGMENT_BYTES
 
-    def add(self, found: FoundObject, extractor: Extractor | None) -> None:
+    def add(self, found: FoundObject, extractor: "Extractor | None") -> None:
         started = time.perf_counter()
         spec = self.spec
         metadata, image = _index(found, spec)
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
-        if extractor is not None and found.depth and found.failure is None and found.file_type not in ARCHIVE_TYPES:
+        if extractor is not None and found.depth and found.failure is None and found.file_type not in CONTAINER_TYPES:
             metadata["local_path"] = os.fsdecode(extractor.extract(found))
         self._write(DICOM_METADATA, metadata)
         self._write(THUMBNAILS, _thumbnail_row(found, image))
@@ -283,7 +288,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
     if found.failure is not None:
         _fail(row, found.failure)
         image = NoThumbnail(found.failure.code, found.failure.message)
-    elif found.file_type in ARCHIVE_TYPES:
+    elif found.file_type in CONTAINER_TYPES:
         row["status"] = Status.ARCHIVE.value
     elif found.file_type in DICOM_TYPES and found.stream is not None:
         image = _read_dicom(found, spec, row, warnings)

@@ -66,6 +66,8 @@ class CommitResult:
         1 when no other writer interfered.
     rows : int
         Rows in the parts that were added.
+    size : int
+        Bytes of the parts that were added.
     rows_removed : int
         Rows that the table no longer has.
     rows_kept : int
@@ -79,6 +81,7 @@ class CommitResult:
     version: int
     attempts: int
     rows: int
+    size: int
     rows_removed: int
     rows_kept: int
     files_added: int
@@ -313,6 +316,7 @@ def commit(
             logger.info("commit of batch %s to %s lost attempt %d to another writer", batch, table.name, attempts)
             time.sleep(random.uniform(0.005, 0.05))  # noqa: S311
     result = CommitResult(
+        size=sum(part.size for part in parts),
         version=version,
         attempts=attempts,
         rows=sum(part.rows for part in parts),

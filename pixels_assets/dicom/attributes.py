@@ -1,6 +1,6 @@
-"""The DICOM attributes that become typed columns, and at which level of the hierarchy they live.
+"""What is promoted from a DICOM header to a typed column, and at which level it belongs.
 
-Holds names and kinds only. Must not read data sets, and knows no tables: `pixels_assets.lake.schema` turns kinds into column types.
+Holds the list and nothing else: how a value becomes typed is in `values`, how columns are stored is the lake's business.
 """
 
 from dataclasses import dataclass
@@ -8,49 +8,51 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One promoted attribute.
+    """One DICOM attribute that has a column of its own.
 
     Parameters
     ----------
     keyword : str
-        DICOM keyword (DICOM PS3.6 chapter 6), also the name of the column.
-    tag : str
-        Eight hex digits, upper case.
+        Keyword of DICOM PS3.6, which is the column's name too.
+    tag : int
+        Group and element number, such as 0x00100020.
     kind : str
-        ``text``, ``integer`` or ``date``.
+        ``text``, ``integer`` or ``date``; see `pixels_assets.dicom.values.typed_value`.
     level : str
-        ``patient``, ``study``, ``series`` or ``instance``.
+        Level of the information model that it describes: ``patient``, ``study``, ``series`` or ``instance`` (DICOM PS3.3 A.1.2).
     meaning : str
-        One line for people.
+        One sentence for the column's description.
     """
 
     keyword: str
-    tag: str
+    tag: int
     kind: str
     level: str
     meaning: str
 
 
 ATTRIBUTES: tuple[Attribute, ...] = (
-    Attribute("SOPClassUID", "00080016", "text", "instance", "(0008,0016) *SOP Class UID*"),
-    Attribute("SOPInstanceUID", "00080018", "text", "instance", "(0008,0018) *SOP Instance UID*"),
-    Attribute("StudyInstanceUID", "0020000D", "text", "study", "(0020,000D) *Study Instance UID*"),
-    Attribute("SeriesInstanceUID", "0020000E", "text", "series", "(0020,000E) *Series Instance UID*"),
-    Attribute("PatientID", "00100020", "text", "patient", "(0010,0020) *Patient ID*"),
-    Attribute("PatientName", "00100010", "text", "patient", "(0010,0010) *Patient's Name*"),
-    Attribute("StudyDate", "00080020", "date", "study", "(0008,0020) *Study Date*"),
-    Attribute("Modality", "00080060", "text", "series", "(0008,0060) *Modality*"),
-    Attribute("TransferSyntaxUID", "00020010", "text", "instance", "(0002,0010) *Transfer Syntax UID*"),
-    Attribute("Rows", "00280010", "integer", "instance", "(0028,0010) *Rows*"),
-    Attribute("Columns", "00280011", "integer", "instance", "(0028,0011) *Columns*"),
-    Attribute("NumberOfFrames", "00280008", "integer", "instance", "(0028,0008) *Number of Frames*"),
-    Attribute("StudyDescription", "00081030", "text", "study", "(0008,1030) *Study Description*"),
-    Attribute("SeriesDescription", "0008103E", "text", "series", "(0008,103E) *Series Description*"),
-    Attribute("SeriesNumber", "00200011", "integer", "series", "(0020,0011) *Series Number*"),
-    Attribute("InstanceNumber", "00200013", "integer", "instance", "(0020,0013) *Instance Number*"),
-    Attribute("AccessionNumber", "00080050", "text", "study", "(0008,0050) *Accession Number*"),
-    Attribute("PatientSex", "00100040", "text", "patient", "(0010,0040) *Patient's Sex*"),
-    Attribute("PatientBirthDate", "00100030", "date", "patient", "(0010,0030) *Patient's Birth Date*"),
-    Attribute("BodyPartExamined", "00180015", "text", "series", "(0018,0015) *Body Part Examined*"),
-    Attribute("Manufacturer", "00080070", "text", "series", "(0008,0070) *Manufacturer*"),
+    Attribute("SOPClassUID", 0x00080016, "text", "instance", "What kind of object it is."),
+    Attribute("SOPInstanceUID", 0x00080018, "text", "instance", "Identifies the object, worldwide."),
+    Attribute("StudyInstanceUID", 0x0020000D, "text", "study", "Identifies the study."),
+    Attribute("SeriesInstanceUID", 0x0020000E, "text", "series", "Identifies the series."),
+    Attribute("PatientID", 0x00100020, "text", "patient", "The patient's identifier at the issuing institution."),
+    Attribute("PatientName", 0x00100010, "text", "patient", "The patient's name, its components separated by ^ and its groups by =."),
+    Attribute("StudyDate", 0x00080020, "date", "study", "Day on which the study began."),
+    Attribute("Modality", 0x00080060, "text", "series", "Kind of equipment or document, such as CT or SR."),
+    Attribute(
+        "TransferSyntaxUID", 0x00020010, "text", "instance", "Encoding that the file declares; the one found in its bytes when it declares none."
+    ),
+    Attribute("Rows", 0x00280010, "integer", "instance", "Height of a frame, pixels."),
+    Attribute("Columns", 0x00280011, "integer", "instance", "Width of a frame, pixels."),
+    Attribute("NumberOfFrames", 0x00280008, "integer", "instance", "Frames of a multi-frame object."),
+    Attribute("StudyDescription", 0x00081030, "text", "study", "Description of the study."),
+    Attribute("SeriesDescription", 0x0008103E, "text", "series", "Description of the series."),
+    Attribute("SeriesNumber", 0x00200011, "integer", "series", "Number of the series within its study."),
+    Attribute("InstanceNumber", 0x00200013, "integer", "instance", "Number of the object within its series."),
+    Attribute("AccessionNumber", 0x00080050, "text", "study", "Number of the order that the study answers."),
+    Attribute("PatientSex", 0x00100040, "text", "patient", "M, F or O."),
+    Attribute("PatientBirthDate", 0x00100030, "date", "patient", "Day on which the patient was born."),
+    Attribute("BodyPartExamined", 0x00180015, "text", "series", "Part of the body that was examined."),
+    Attribute("Manufacturer", 0x00080070, "text", "series", "Maker of the equipment."),
 )

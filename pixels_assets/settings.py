@@ -4,7 +4,7 @@ Knows no Dagster and opens nothing. One frozen object goes through all layers, t
 """
 
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +61,7 @@ class Settings:
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")
     object_seconds: float = _setting(60.0, "Time that one object may take before its worker is stopped.", at_least=0.1)
     worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold.", at_least=64 * MIB)
+    failure_share: float = _setting(0.1, "A batch in which more than this share of objects ends in one failing status gets a warning.", at_least=0)
     log_level: str = _setting("INFO", "Level of the package's loggers: DEBUG, INFO, WARNING or ERROR.")
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
 
@@ -85,15 +86,25 @@ class Settings:
         UsageError
             A variable does not parse or is out of range; the message names it.
         """
-        limits = {name: value for name, value in _from_environment(Limits, "PIXELS_LIMIT_").items()}
-        values = _from_environment(cls, "PIXELS_")
-        values["limits"] = replace(Limits(), **limits)
-        values.update({name: value for name, value in overrides.items() if value is not None})
+        values: dict[str, Any] = {"lake": home() / "var" / "lake", "limits": Limits(**_from_environment(Limits, "PIXELS_LIMIT_"))}
+        values |= _from_environment(cls, "PIXELS_")
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        for name in ("lake", "extract_to"):
+            values[name] = Path(values[name]).expanduser().absolute() if values.get(name) else None
         return cls(**values)
 
 
+def home() -> Path:
+    """Folder of `dagster.yaml`, below which `var/` lies: DAGSTER_HOME, else the checkout that this package is in, else the working folder."""
+    configured = os.environ.get("DAGSTER_HOME")
+    if configured:
+        return Path(configured).absolute()
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
+
+
 def _from_environment(cls: type[Any], prefix: str) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     for item in fields(cls):
         text = os.environ.get(prefix + item.name.upper())
         if text and item.name != "limits":

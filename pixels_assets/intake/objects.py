@@ -22,6 +22,8 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import BinaryIO
 
+from pixels_assets.intake.filetype import FileType
+
 MEMBER = "!/"
 _AMBIGUOUS = re.compile(rb"\\(?=x[0-9a-f]{2})|\x00|!(?=[/~])")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
@@ -130,6 +132,8 @@ class FoundObject:
         What was odd without being a failure.
     member_name : str or None
         The raw name inside its archive as the archive spells it, for extraction; None for loose files.
+    identified : FileType or None
+        All that was found out about the content's type; None when unread.
     """
 
     path: str
@@ -144,6 +148,7 @@ class FoundObject:
     failure: Failure | None
     warnings: list[str]
     member_name: str | None = None
+    identified: FileType | None = None
 
 
 def escape_name(name: bytes) -> str:

@@ -1,0 +1,76 @@
+"""The Python interface: `Catalog`. Thin: it opens no process and no Dagster before it is asked to ingest."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import duckdb
+import polars as pl
+
+from pixels_assets.lake import query
+from pixels_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from pixels_assets.orchestration.run import Ingested
+
+
+class Catalog:
+    """A lake, from Python.
+
+    Parameters
+    ----------
+    lake : path, optional
+        Folder of the Delta tables. Default: PIXELS_LAKE, else ``var/lake``.
+    **settings
+        Any other field of `pixels_assets.settings.Settings`.
+
+    Examples
+    --------
+    >>> catalog = Catalog("var/lake")  # doctest: +SKIP
+    >>> catalog.ingest("/data/images")  # doctest: +SKIP
+    >>> catalog.sql("select Modality, count(*) from object_catalog group by 1")  # doctest: +SKIP
+    """
+
+    def __init__(self, lake: str | os.PathLike[str] | None = None, **settings: object) -> None:
+        self.settings = Settings.from_environment(lake=lake, **settings)
+
+    def ingest(self, *sources: str | os.PathLike[str], mode: str = "append") -> "Ingested":
+        """Bring in what is new, changed, moved or gone in folders; see `pixels_assets.orchestration.run.ingest`."""
+        from pixels_assets.orchestration.run import ingest
+
+        return ingest(self.settings, sources, mode=mode)
+
+    def retry(self, *statuses: str) -> "Ingested":
+        """Give objects in quarantine a new attempt, all or those with one of these statuses."""
+        from pixels_assets.orchestration.run import retry
+
+        return retry(self.settings, statuses)
+
+    def load(self) -> pl.LazyFrame:
+        """The object catalog as a lazy frame: one row per object now known."""
+        return self.table("object_catalog")
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """Any table as a lazy frame.
+
+        Raises
+        ------
+        UsageError
+            There is no such table; the message names near ones.
+        """
+        return query.scan(self.settings.lake, name)
+
+    def sql(self, statement: str, parameters: Sequence[object] = ()) -> duckdb.DuckDBPyRelation:
+        """Run a DuckDB query over all tables; ``.pl()``, ``.df()``, ``.arrow()`` or ``.fetchall()`` give the result.
+
+        Parameters
+        ----------
+        statement : str
+        parameters : sequence, optional
+            Values for ``?`` in the statement.
+        """
+        return query.connect(self.settings.lake).sql(statement, params=list(parameters) or None)
+
+    def status(self) -> query.LakeStatus:
+        """Figures of the lake."""
+        return query.status(self.settings.lake)

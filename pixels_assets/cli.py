@@ -1,0 +1,172 @@
+"""The `pixels` command. Thin: parses arguments, calls the layers below, prints. Imports them only when a command needs them."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pixels_assets import __version__
+from pixels_assets.errors import PixelsError, UsageError
+from pixels_assets.settings import Settings, home
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns
+    -------
+    int
+        0: done, bad files included. 1: the environment failed. 2: wrong arguments. 130: interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        settings = Settings.from_environment(
+            lake=options.lake,
+            workers=getattr(options, "workers", None),
+            extract_to=getattr(options, "extract_to", None),
+            log_level="DEBUG" if options.verbose else None,
+        )
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+        logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
+        return int(options.command(options, settings))
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except PixelsError as error:
+        print(f"pixels: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(UsageError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--lake", metavar="DIR", help="folder of the Delta tables (default: PIXELS_LAKE, else var/lake)")
+    common.add_argument("-v", "--verbose", action="store_true", help="tell what happens to each object, without patient data (PIXELS_LOG_LEVEL=DEBUG)")
+    parser = _Parser(prog="pixels", description="DICOM files to SQL-queryable metadata, thumbnails and an object catalog in Delta Lake.")
+    parser.add_argument("--version", action="version", version=f"pixels_assets {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    ingest = commands.add_parser("ingest", parents=[common], help="bring in what is new, changed, moved or gone in folders")
+    ingest.add_argument("sources", nargs="+", metavar="SRC", help="folder of files, in any state")
+    ingest.add_argument("--engine", choices=["local"], default="local", help="what runs the work (default: local)")
+    ingest.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    ingest.add_argument("--mode", choices=["append", "overwrite"], default="append", help="only what changed, or everything again (default: append)")
+    unzipped = home() / "var" / "unzipped"
+    ingest.add_argument(
+        "--extract-to", nargs="?", const=str(unzipped), metavar="DIR", help="extract archive members as well, to DIR (without DIR: var/unzipped)"
+    )
+    ingest.set_defaults(command=_ingest)
+
+    status = commands.add_parser("status", parents=[common], help="counts by status, batches, quarantine, table versions")
+    status.set_defaults(command=_status)
+
+    retry = commands.add_parser("retry", parents=[common], help="new attempt for objects in quarantine")
+    retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
+    retry.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    retry.set_defaults(command=_retry)
+    return parser
+
+
+def _ingest(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.intake.listing import Listing
+
+    for source in options.sources:
+        Listing(source)
+    from pixels_assets.orchestration.run import ingest
+
+    _be_heard(settings)
+    ran = ingest(settings, options.sources, mode=options.mode, say=_say)
+    _print_status(settings)
+    rate = f", {ran.files / ran.seconds:.0f} files/s" if ran.files else ""
+    print(f"\n{ran.files} files in {ran.seconds:.1f} s{rate}; the lake is in {settings.lake}")
+    if ran.discovery.waiting:
+        print(f"{ran.discovery.waiting} files wait: they were just written, or are named *.part or *.tmp; run again to take them")
+    _print_next(settings)
+    return _ended(ran.failed)
+
+
+def _retry(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.intake.objects import Status
+    from pixels_assets.lake.query import quarantined_batches
+
+    unknown = set(options.status) - set(Status)
+    if unknown:
+        msg = f"there is no status {sorted(unknown)[0]!r}; the statuses are {', '.join(Status)}"
+        raise UsageError(msg)
+    before = sum(quarantined_batches(settings.lake, options.status).values())
+    if not before:
+        print("nothing in quarantine to try again")
+        return 0
+    from pixels_assets.orchestration.run import retry
+
+    _be_heard(settings)
+    ran = retry(settings, options.status, say=_say)
+    after = sum(quarantined_batches(settings.lake, options.status).values())
+    print(f"{before} objects tried again, {max(0, before - after)} left quarantine, {after} are still in it")
+    return _ended(ran.failed)
+
+
+def _status(options: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - one signature for all commands
+    _print_status(settings)
+    return 0
+
+
+def _be_heard(settings: Settings) -> None:
+    """Show the package's progress even when other loggers are quiet."""
+    logger = logging.getLogger("pixels_assets")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    os.environ["PIXELS_LOG_LEVEL"] = settings.log_level
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_status(settings: Settings) -> None:
+    from pixels_assets.lake.query import status
+
+    found = status(settings.lake)
+    objects = sum(found.statuses.values())
+    print(f"{objects} objects, {found.bytes:,} bytes: {found.patients} patients, {found.studies} studies, {found.series} series, {found.instances} instances")
+    for name, count in sorted(found.statuses.items(), key=lambda item: -item[1]):
+        print(f"  {name:<16}{count:>10}")
+    if found.quarantine:
+        print("in quarantine")
+        for name, code, count, due in found.quarantine:
+            print(f"  {name:<16}{count:>10}  {code}" + (f", {due} due for another attempt" if due else ""))
+    print(f"batches: {len(found.batches)} sealed, {len(found.pending)} not finished")
+    print("tables: " + ", ".join(f"{name} v{version} ({found.rows[name]} rows)" for name, version in found.versions.items()))
+
+
+def _print_next(settings: Settings) -> None:
+    lake = "" if settings.lake == home() / "var" / "lake" else f" --lake {settings.lake}"
+    tried = Path(sys.argv[0])
+    pixels = "pixels" if tried.parent == Path() else str(tried)
+    print(f"next: {pixels} status{lake}; make ui; SQL in the README")
+
+
+def _ended(failed: dict[str, str]) -> int:
+    for batch, reason in failed.items():
+        print(f"pixels: batch {batch} did not finish: {reason}", file=sys.stderr)
+    return PixelsError.exit_code if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

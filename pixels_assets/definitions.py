@@ -1,0 +1,57 @@
+"""The code location: assets, checks, jobs, sensors and resources put together. Must not hold any of them."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+import dagster as dg
+
+from pixels_assets.errors import UsageError
+from pixels_assets.orchestration.assets.catalog import object_catalog, quarantine
+from pixels_assets.orchestration.assets.extract import index_objects
+from pixels_assets.orchestration.assets.ingest import raw_files
+from pixels_assets.orchestration.checks import CHECKS
+from pixels_assets.orchestration.executors import in_process_by_default
+from pixels_assets.orchestration.jobs import JOBS
+from pixels_assets.orchestration.resources import default_resources
+from pixels_assets.orchestration.sensors import sensors
+from pixels_assets.settings import Settings
+
+ASSETS = [raw_files, index_objects, object_catalog, quarantine]
+
+
+def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
+    """Build the code location.
+
+    Parameters
+    ----------
+    overrides : mapping of str to object, optional
+        By name: a resource to use instead of the default one (`lake`, `engine`, `sources`), or the value of a setting, such as ``{"lake": "/data/lake"}``.
+
+    Returns
+    -------
+    dagster.Definitions
+
+    Raises
+    ------
+    UsageError
+        An override is neither a resource nor a setting.
+    """
+    given = dict(overrides or {})
+    resources = {name: value for name, value in given.items() if isinstance(value, dg.ConfigurableResource)}
+    values = {name: value for name, value in given.items() if name not in resources}
+    unknown = values.keys() - {item.name for item in fields(Settings)}
+    if unknown:
+        msg = f"{sorted(unknown)} are neither resources nor settings; the settings are {sorted(item.name for item in fields(Settings))}"
+        raise UsageError(msg)
+    settings = Settings.from_environment(**values)
+    return dg.Definitions(
+        assets=ASSETS,
+        asset_checks=CHECKS,
+        jobs=JOBS,
+        sensors=sensors(watching=bool(settings.sources)),
+        resources=default_resources(settings) | resources,
+        executor=in_process_by_default,
+    )
+
+
+defs = build_definitions()

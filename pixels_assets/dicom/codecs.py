@@ -1,0 +1,576 @@
+"""How the bytes of one compressed frame become an array: one table from transfer syntax to codec, and one decoder per codec.
+
+Knows codestreams and their headers. Must not know where a frame lies in a file (`pixels`) or how it is shown (`rendering`), and must not trust the data
+set: what a codestream says about its own size is compared with the data set before any decoder allocates memory for it.
+"""
+
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+_LOG = logging.getLogger(__name__)
+
+Array = NDArray[np.generic]
+
+
+class NoPixels(Exception):  # noqa: N818 - it names a result, not an error of ours
+    """There is no frame to show, and why: always turned into a row's reason.
+
+    Parameters
+    ----------
+    code : str
+        Stable snake_case word, such as ``pixel_data_truncated``.
+    message : str
+        One sentence without patient data.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Codec(StrEnum):
+    """How the frames of a data set are coded."""
+
+    NATIVE = "native"
+    JPEG = "jpeg"
+    JPEG_LS = "jpeg_ls"
+    JPEG_2000 = "jpeg_2000"
+    HTJ2K = "htj2k"
+    JPEG_XL = "jpeg_xl"
+    RLE = "rle"
+    DEFLATE = "deflate"
+    UNCOMPRESSED = "uncompressed"
+    """Native bytes, each frame in fragments of its own."""
+    VIDEO = "video"
+    REFERENCED = "referenced"
+    """The pixels are elsewhere, behind a URL that is never followed."""
+
+
+_DICOM = "1.2.840.10008.1.2"
+GE_BIG_ENDIAN_PIXELS = "1.2.840.113619.5.2"
+"""GE's private syntax: an implicit VR little endian data set whose pixel data is big endian."""
+
+CODECS: dict[str, Codec] = {
+    _DICOM: Codec.NATIVE,
+    f"{_DICOM}.1": Codec.NATIVE,
+    f"{_DICOM}.2": Codec.NATIVE,
+    f"{_DICOM}.1.99": Codec.NATIVE,
+    GE_BIG_ENDIAN_PIXELS: Codec.NATIVE,
+    "1.2.840.10008.1.20": Codec.NATIVE,
+    f"{_DICOM}.1.98": Codec.UNCOMPRESSED,
+    f"{_DICOM}.5": Codec.RLE,
+    f"{_DICOM}.8.1": Codec.DEFLATE,
+    **{f"{_DICOM}.4.{number}": Codec.JPEG for number in (*range(50, 67), 70)},
+    **{f"{_DICOM}.4.{number}": Codec.JPEG_LS for number in (80, 81)},
+    **{f"{_DICOM}.4.{number}": Codec.JPEG_2000 for number in (90, 91, 92, 93)},
+    **{f"{_DICOM}.4.{number}": Codec.HTJ2K for number in (201, 202, 203)},
+    **{f"{_DICOM}.4.{number}": Codec.JPEG_XL for number in (110, 111, 112)},
+    **{f"{_DICOM}.4.{number}": Codec.REFERENCED for number in (94, 95, 204, 205)},
+    **{f"{_DICOM}.4.{number}{part}": Codec.VIDEO for number in range(100, 109) for part in ("", ".1")},
+    **{f"{_DICOM}.7.{number}": Codec.VIDEO for number in (1, 2, 3)},
+}
+"""Transfer syntax UID to codec (DICOM PS3.6 Table A-1, retired JPEG processes included)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelDescription:
+    """The Image Pixel module (DICOM PS3.3 C.7.6.3), checked.
+
+    Parameters
+    ----------
+    rows, columns : int
+        At least 1.
+    samples : int
+        (0028,0002) *Samples per Pixel*, 1, 3 or 4.
+    bits_allocated, bits_stored, high_bit : int
+        Of one sample. In a decoded frame `bits_stored` is what the codestream holds.
+    signed : bool
+        (0028,0103) *Pixel Representation* is 1.
+    planar : bool
+        (0028,0006) *Planar Configuration* is 1: all of red, then all of green, then all of blue.
+    photometric : str
+        (0028,0004) *Photometric Interpretation*; in a decoded frame that of its array.
+    kind : str
+        numpy's letter: ``u`` or ``i`` for integers, ``f`` for the float and double pixel data elements.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    planar: bool
+    photometric: str
+    kind: str = "u"
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Type of one sample in memory, native byte order; a sample of one bit takes a byte."""
+        return np.dtype(f"{self.kind}{max(1, self.bits_allocated // 8)}")
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of one decoded frame."""
+        return self.rows * self.columns * self.samples * max(1, self.bits_allocated // 8)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of one frame with its samples packed, as native pixel data and the byte-oriented codecs hold it."""
+        return (self.rows * self.columns * self.samples * self.bits_allocated + 7) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Codestream:
+    """What a codestream says about itself before it is decoded.
+
+    Parameters
+    ----------
+    rows, columns, samples : int
+    precision : int
+        Bits of one sample.
+    signed : bool or None
+        None where the format cannot say.
+    lossless : bool
+        JPEG process 14: the decoder must not touch the colours.
+    progressive : bool
+        A JPEG whose decoder holds all coefficients at once.
+    colour : str or None
+        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, None where only the data set can.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+    signed: bool | None = None
+    lossless: bool = False
+    progressive: bool = False
+    colour: str | None = None
+
+
+_J2K_START = b"\xff\x4f\xff\x51"
+_JP2_BOX = b"\x00\x00\x00\x0cjP  "
+_JXL_BOX = b"\x00\x00\x00\x0cJXL "
+_JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_HEADER_BYTES = 1 << 20
+
+
+def sniff(data: bytes) -> Codec | None:
+    """Name the codec of a codestream by its first bytes; None when they say nothing.
+
+    The bytes are believed before the transfer syntax: files are re-labelled in the wild, codestreams are not.
+    """
+    if data[:2] == b"\xff\xd8":
+        return Codec.JPEG_LS if _jpeg_frame_marker(data) == 0xF7 else Codec.JPEG
+    if data.startswith((_J2K_START, _JP2_BOX)):
+        return Codec.HTJ2K if _has_cap_marker(data) else Codec.JPEG_2000
+    if data.startswith((b"\xff\x0a", _JXL_BOX)):
+        return Codec.JPEG_XL
+    return None
+
+
+def looks_like_rle(data: bytes) -> bool:
+    """Whether `data` starts with a plausible RLE header (DICOM PS3.5 G.5): 1 to 15 segments, ascending offsets, the first at 64."""
+    if len(data) < 64:
+        return False
+    count, *offsets = struct.unpack_from("<16L", data)
+    used, unused = offsets[:count], offsets[count:]
+    return 1 <= count <= 15 and used[0] == 64 and used == sorted(used) and not any(unused)
+
+
+def starts_frame(data: bytes) -> bool:
+    """Whether a fragment with these first bytes begins a codestream, rather than continuing one."""
+    return data.startswith((b"\xff\xd8\xff", _J2K_START, _JP2_BOX, b"\xff\x0a", _JXL_BOX))
+
+
+def decode(codec: Codec, data: bytes, description: PixelDescription, *, max_bytes: int) -> tuple[Array, PixelDescription]:
+    """Decode one frame.
+
+    Parameters
+    ----------
+    codec : Codec
+        What the transfer syntax says; the codestream's signature wins over it.
+    data : bytes
+        All fragments of the frame, joined.
+    description : PixelDescription
+    max_bytes : int
+        Bytes that the decoded frame may take. A decoder's own working memory may take half as much again.
+
+    Returns
+    -------
+    array : numpy.ndarray, shape (rows, columns[, samples])
+    description : PixelDescription
+        That of the array: YCbCr that a codec undoes itself has become RGB.
+
+    Raises
+    ------
+    NoPixels
+        The data does not fit the description or the memory, or no decoder can read it.
+    """
+    codec = sniff(data) or codec
+    if codec in _BYTE_CODECS:
+        _check_memory(description.decoded_bytes, description.decoded_bytes, max_bytes)
+        return _from_bytes(_BYTE_CODECS[codec](data, description), description, planar=description.planar or codec is Codec.RLE)
+    if codec not in _CODESTREAM_CODECS:
+        raise NoPixels("unsupported_transfer_syntax", f"no decoder for {codec.value} frames")
+    found = _read_header(codec, data)
+    if (found.rows, found.columns) != (description.rows, description.columns):
+        raise NoPixels("bad_pixel_description", "the codestream's dimensions differ from the data set's")
+    decoded_bytes = found.rows * found.columns * found.samples * (2 if found.precision > 8 else 1)
+    _check_memory(decoded_bytes, decoded_bytes + len(data) + _working_bytes(codec, found), max_bytes)
+    array = _try_decoders(codec, data, found, description)
+    return _correct(array, codec, found, description)
+
+
+def unpack(data: bytes | bytearray, description: PixelDescription, *, first_bit: int = 0) -> Array:
+    """Spread bits, the first sample in the lowest bit, to one byte a sample (DICOM PS3.5 8.1.1)."""
+    count = description.rows * description.columns * description.samples
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=first_bit + count, bitorder="little")
+    return bits[first_bit:]
+
+
+def arrange(samples: Array, description: PixelDescription, *, planar: bool) -> Array:
+    """Shape a flat array of one frame's samples to (rows, columns[, samples]) without copying it."""
+    rows, columns = description.rows, description.columns
+    if description.samples == 1:
+        return samples.reshape(rows, columns)
+    if planar:
+        return samples.reshape(description.samples, rows, columns).transpose(1, 2, 0)
+    return samples.reshape(rows, columns, description.samples)
+
+
+def _from_bytes(data: bytes | bytearray, description: PixelDescription, *, planar: bool) -> tuple[Array, PixelDescription]:
+    if len(data) < description.packed_bytes:
+        raise NoPixels("pixel_data_truncated", "the frame holds fewer bytes than its description needs")
+    if description.bits_allocated == 1:
+        samples = unpack(data, description)
+    else:
+        count = description.rows * description.columns * description.samples
+        samples = np.frombuffer(data, description.dtype.newbyteorder("<"), count=count)
+    return arrange(samples, description, planar=planar), description
+
+
+def _decode_uncompressed(data: bytes, description: PixelDescription) -> bytes:
+    return data
+
+
+def _decode_deflate(data: bytes, description: PixelDescription) -> bytes:
+    """Inflate to the expected size and no further (DICOM PS3.5 A.4.13: raw deflate; a zlib wrapper is met too)."""
+    expected = description.packed_bytes
+    for window in (-zlib.MAX_WBITS, zlib.MAX_WBITS):
+        inflater = zlib.decompressobj(window)
+        try:
+            return inflater.decompress(data, expected)
+        except zlib.error:
+            continue
+    raise NoPixels("decode_failed", "the frame is not a deflate stream")
+
+
+def _decode_rle(data: bytes, description: PixelDescription) -> bytes | bytearray:
+    """Undo RLE (DICOM PS3.5 Annex G); the result is planar and little endian."""
+    expected = description.packed_bytes
+    # Two bytes of PackBits make at most 128: a header that needs more than that is a lie, and no memory is spent on it.
+    if expected > 64 * len(data):
+        raise NoPixels("pixel_data_truncated", "the frame holds fewer bytes than its description needs")
+    sample = np.dtype(f"<u{max(1, description.bits_allocated // 8)}")
+    decoded: bytes | bytearray
+    try:
+        decoded = imagecodecs.dicomrle_decode(data, sample, out=bytearray(expected))
+    except Exception as error:  # noqa: BLE001 - a third-party decoder over hostile bytes may raise anything
+        _LOG.debug("first RLE decoder raised %s", type(error).__name__)
+        decoded = _decode_rle_leniently(data, description)
+    return decoded
+
+
+def _decode_rle_leniently(data: bytes, description: PixelDescription) -> bytearray:
+    """Second opinion: this decoder forgives segments that hold more than their share."""
+    from rle.utils import decode_pixel_data
+
+    options = {"rows": description.rows, "columns": description.columns, "bits_allocated": description.bits_allocated, "pack_bits": True}
+    try:
+        decoded: bytearray = decode_pixel_data(data, version=2, byteorder="<", **options)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _decoder_failed(error) from None
+    return decoded
+
+
+def _read_header(codec: Codec, data: bytes) -> Codestream:
+    try:
+        if codec in (Codec.JPEG, Codec.JPEG_LS):
+            return _jpeg_header(data)
+        if codec is Codec.JPEG_XL:
+            return _jpeg_xl_header(data)
+        return _jpeg_2000_header(data)
+    except (IndexError, struct.error):
+        raise NoPixels("decode_failed", "the codestream has no readable header") from None
+
+
+def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
+    """Markers before the first scan of a JPEG or JPEG-LS codestream: (marker, start, stop) of each segment's content."""
+    segments, position = [], 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            break
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker in _JPEG_STANDALONE:
+            position += 2
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        segments.append((marker, position + 4, position + 2 + length))
+        if marker in (0xDA, 0xD9) or length < 2:
+            break
+        position += 2 + length
+    return segments
+
+
+def _jpeg_frame_marker(data: bytes) -> int | None:
+    return next((marker for marker, _, _ in _jpeg_segments(data) if marker in _JPEG_FRAMES), None)
+
+
+def _jpeg_header(data: bytes) -> Codestream:
+    """Read the frame header of a JPEG (ITU-T T.81 B.2.2) or JPEG-LS (T.87 C.2.2) codestream."""
+    jfif, adobe, frame = False, None, None
+    for marker, start, stop in _jpeg_segments(data):
+        if marker == 0xE0 and data[start : start + 5] == b"JFIF\x00":
+            jfif = True
+        elif marker == 0xEE and data[start : start + 5] == b"Adobe" and stop - start >= 12:
+            adobe = data[start + 11]
+        elif marker in _JPEG_FRAMES and frame is None:
+            frame = marker, start
+    if frame is None:
+        raise IndexError
+    marker, start = frame
+    precision, rows, columns, samples = struct.unpack_from(">BHHB", data, start)
+    components = [struct.unpack_from(">BB", data, start + 6 + 3 * number) for number in range(samples)]
+    colour = None
+    if samples == 3 and marker != 0xF7:
+        if adobe is not None:
+            colour = "YBR_FULL" if adobe else "RGB"
+        elif bytes(identifier for identifier, _ in components) == b"RGB":
+            colour = "RGB"
+        elif jfif or len({sampling for _, sampling in components}) > 1:
+            colour = "YBR_FULL"  # JFIF is always YCbCr, and nobody subsamples RGB
+    lossless = marker in (0xC3, 0xC7, 0xCB, 0xCF)
+    progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+    return Codestream(rows, columns, samples, precision, lossless=lossless, progressive=progressive, colour=colour)
+
+
+def _has_cap_marker(data: bytes) -> bool:
+    """Whether a JPEG 2000 codestream declares extended capabilities, which is how Part 15 (HTJ2K) announces itself."""
+    start = data.find(_J2K_START, 0, _HEADER_BYTES)
+    if start < 0:
+        return False
+    after_siz = start + 4 + int.from_bytes(data[start + 4 : start + 6], "big")
+    return data[after_siz : after_siz + 2] == b"\xff\x50"
+
+
+def _jpeg_2000_header(data: bytes) -> Codestream:
+    """Read the SIZ marker segment (ITU-T T.800 A.5.1), inside a JP2 file too."""
+    start = data.find(_J2K_START, 0, _HEADER_BYTES)
+    if start < 0:
+        raise IndexError
+    right, bottom, left, top = struct.unpack_from(">4L", data, start + 8)
+    samples, depth = struct.unpack_from(">HB", data, start + 40)
+    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+
+
+def _jpeg_xl_header(data: bytes) -> Codestream:
+    """Read the SizeHeader (ISO/IEC 18181-1). Colours and depth follow in a longer header: the most is assumed."""
+    start = 0
+    if data.startswith(_JXL_BOX):
+        start = data.find(b"\xff\x0a", data.find(b"jxl", 12), _HEADER_BYTES)
+        # `jxlc` holds the codestream at once, the first `jxlp` after a counter; both names occur after the signature box.
+    if data[start : start + 2] != b"\xff\x0a" or len(data) < start + 4:
+        raise IndexError
+    bits, used = int.from_bytes(data[start + 2 : start + 14], "little"), 0
+
+    def take(count: int) -> int:
+        nonlocal used
+        value = bits >> used & ((1 << count) - 1)
+        used += count
+        return value
+
+    small = take(1)
+
+    def dimension() -> int:
+        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    rows = dimension()
+    ratio = take(3)
+    wide, high = ((0, 0), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
+    columns = rows * wide // high if ratio else dimension()
+    return Codestream(rows, columns, 3, 16)
+
+
+def _working_bytes(codec: Codec, found: Codestream) -> int:
+    """Memory that a decoder takes beside its input and output, from reading how the libraries work."""
+    samples = found.rows * found.columns * found.samples
+    if codec is Codec.JPEG_2000:
+        return 4 * samples  # OpenJPEG computes in 32-bit integers for the whole image
+    if codec is Codec.JPEG_XL:
+        return 2 * samples
+    if found.progressive:
+        return 2 * samples
+    return 0
+
+
+def _check_memory(decoded: int, working: int, max_bytes: int) -> None:
+    if decoded > max_bytes or working > max_bytes + max_bytes // 2:
+        raise NoPixels("frame_too_large", f"decoding the frame would take more than {max_bytes} bytes")
+
+
+def _decoder_failed(error: BaseException) -> NoPixels:
+    return NoPixels("decode_failed", f"decoder raised {type(error).__name__}")
+
+
+def _try_decoders(codec: Codec, data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    first_error: Exception | None = None
+    for decoder in _CODESTREAM_CODECS[codec]:
+        try:
+            array = decoder(data, found, description)
+        except Exception as error:  # noqa: BLE001, PERF203 - third-party decoders over hostile bytes may raise anything
+            _LOG.debug("%s could not decode a %s frame: %s", decoder.__name__, codec.value, type(error).__name__)
+            first_error = first_error or error
+            continue
+        if array.shape[:2] == (found.rows, found.columns):
+            return array
+    if first_error is None:
+        raise NoPixels("decode_failed", "the decoded frame is not of the size that its codestream says")
+    raise _decoder_failed(first_error) from None
+
+
+def _jpeg(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    if found.samples == 1:
+        array: Array = imagecodecs.jpeg8_decode(data)
+    elif found.lossless or _jpeg_colour(found, description) == "RGB":
+        array = imagecodecs.jpeg8_decode(data, colorspace="rgb", outcolorspace="rgb")
+    else:
+        array = imagecodecs.jpeg8_decode(data, colorspace="ycbcr", outcolorspace="rgb")
+    return array
+
+
+def _jpeg_colour(found: Codestream, description: PixelDescription) -> str:
+    return found.colour or ("RGB" if description.photometric == "RGB" else "YBR_FULL")
+
+
+def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    if not found.lossless:
+        raise NoPixels("decode_failed", "not a lossless JPEG")
+    array: Array = imagecodecs.jpegsof3_decode(data)
+    return array
+
+
+def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    array: Array = imagecodecs.jpegls_decode(data)
+    return array
+
+
+def _jpeg_2000(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    array: Array = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    return array
+
+
+def _jpeg_2000_openjpeg(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    """Second opinion: another build of OpenJPEG, which also reads subsampled components."""
+    from openjpeg.utils import decode as openjpeg_decode
+
+    array: Array = openjpeg_decode(data)
+    return array
+
+
+def _htj2k(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    array: Array = imagecodecs.htj2k_decode(data, planar=False)
+    return array
+
+
+def _jpeg_xl(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    array: Array = imagecodecs.jpegxl_decode(data, index=0, keeporientation=True, numthreads=1)
+    return array
+
+
+_BYTE_CODECS: dict[Codec, Callable[[bytes, PixelDescription], bytes | bytearray]] = {
+    Codec.RLE: _decode_rle,
+    Codec.DEFLATE: _decode_deflate,
+    Codec.UNCOMPRESSED: _decode_uncompressed,
+}
+"""Codecs that give back native bytes and know nothing of dimensions."""
+
+_CODESTREAM_CODECS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription], Array], ...]] = {
+    Codec.JPEG: (_jpeg, _jpeg_lossless),
+    Codec.JPEG_LS: (_jpeg_ls,),
+    Codec.JPEG_2000: (_jpeg_2000, _jpeg_2000_openjpeg),
+    Codec.HTJ2K: (_htj2k, _jpeg_2000),
+    Codec.JPEG_XL: (_jpeg_xl,),
+}
+"""Decoders of each self-describing codestream, in the order in which they are tried. All are under permissive licences."""
+
+
+def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDescription) -> tuple[Array, PixelDescription]:
+    """Make sign and colour of a decoded array what the data set means by them."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    samples = array.shape[2] if array.ndim == 3 else 1
+    is_jpeg_2000 = codec in (Codec.JPEG_2000, Codec.HTJ2K)
+    width = 8 * array.dtype.itemsize
+    precision = width if codec is Codec.JPEG_XL else found.precision
+    # Fewer bits stored than coded: the rest may be an old overlay. More bits coded than allocated: the data set is simply wrong.
+    bits = precision if precision > description.bits_allocated else min(precision, description.bits_stored)
+    # JPEG and JPEG-LS cannot say that samples are signed, and some JPEG 2000 codestreams say the wrong thing: the data set decides.
+    if array.dtype.kind in "ui" and (array.dtype.kind == "i") != description.signed:
+        array = array.view(f"i{array.dtype.itemsize}" if description.signed else f"u{array.dtype.itemsize}")
+        if description.signed:
+            stored = found.precision if is_jpeg_2000 else description.bits_stored
+            array = sign_extend(array, stored)
+        elif found.precision < width:
+            array = array & array.dtype.type((1 << found.precision) - 1)
+    photometric = description.photometric
+    if samples >= 3:
+        photometric = _colour_after(codec, found, description)
+    elif photometric not in ("MONOCHROME1", "PALETTE COLOR"):
+        photometric = "MONOCHROME2"
+    after = replace(
+        description,
+        samples=samples,
+        bits_allocated=width,
+        bits_stored=bits,
+        high_bit=bits - 1,
+        planar=False,
+        photometric=photometric,
+        kind=array.dtype.kind,
+    )
+    return array, after
+
+
+def _colour_after(codec: Codec, found: Codestream, description: PixelDescription) -> str:
+    """Photometric interpretation of what the decoder returned."""
+    if codec is Codec.JPEG_XL or (codec is Codec.JPEG and not found.lossless):
+        return "RGB"
+    # Lossless codecs return what was put in. JPEG 2000 undoes its own transforms, which is what YBR_RCT and YBR_ICT stand for.
+    return "YBR_FULL" if description.photometric.startswith(("YBR_FULL", "YBR_PARTIAL")) else "RGB"
+
+
+def sign_extend(array: Array, bits: int) -> Array:
+    """Read the low `bits` of each signed integer as two's complement; in place where the array allows it."""
+    unused = 8 * array.dtype.itemsize - bits
+    if unused <= 0:
+        return array
+    if not array.flags.writeable:
+        array = array.copy()
+    array <<= array.dtype.type(unused)
+    array >>= array.dtype.type(unused)
+    return array

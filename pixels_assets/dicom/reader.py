@@ -1,0 +1,402 @@
+"""The header of one DICOM object: bytes to JSON, typed values and what the thumbnail needs.
+
+Holds the way from a stream to a `Header`, or to the reason why there is none. pydicom does the parsing and defines what is right. Must not read
+pixel data, open files or know where the bytes came from.
+"""
+
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO, cast
+
+from pydicom import Dataset
+from pydicom.charset import default_encoding
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.tag import BaseTag
+
+from pixels_assets.dicom.attributes import ATTRIBUTES
+from pixels_assets.dicom.elements import UNDEFINED_LENGTH, ElementReader, Elements, Met, Window, charset_of, data_set
+from pixels_assets.dicom.json_model import PIXEL_TAGS, write_json
+from pixels_assets.dicom.notes import Notes, listening
+from pixels_assets.dicom.transfer_syntax import (
+    DEFLATED,
+    GE_IMPLICIT_BIG,
+    NAMES,
+    Encoding,
+    declared_encoding,
+    find_encoding,
+    real_transfer_syntax,
+    sniff_codec,
+)
+from pixels_assets.dicom.values import UnfitError, typed_value
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+# Up to this many inflated bytes no ratio is held against a deflated data set.
+RATIO_FLOOR_BYTES = 16 * 1024 * 1024
+# Binary values above this stay in the file; they are references in the JSON anyway.
+DEFER_BYTES = 1024 * 1024
+_CHUNK = 1024 * 1024
+_TRANSFER_SYNTAX_UID = 0x00020010
+
+
+@dataclass(slots=True)
+class Header:
+    """What one DICOM object says of itself.
+
+    Parameters
+    ----------
+    meta : str
+        Its data set in the DICOM JSON model, DICOM PS3.18 Annex F: valid JSON, keys in ascending order.
+    file_meta : str or None
+        The same of group 0002; None when there is none.
+    header : bytes or None
+        The object's own bytes from 0 up to its pixel data element, all when it has none; None above 16 MiB. A deflated object's are all of its bytes.
+    values : dict of str to object
+        Typed value of each of `ATTRIBUTES`, by keyword; None when absent or not fitting its type.
+    warnings : list of str
+        What was odd, in short stable words without patient data.
+    transfer_syntax : str or None
+        UID of the transfer syntax that it is really encoded in, None when nothing tells.
+    dataset : pydicom.Dataset
+        Its elements without pixel data.
+    stream : BinaryIO
+        The stream that holds the pixel data: the given one, or the inflated data set.
+    pixel_offset : int or None
+        Offset in `stream`, bytes, at which the pixel data element begins with its tag; None without one.
+    stream_length : int
+        Bytes of `stream`.
+    """
+
+    meta: str
+    file_meta: str | None
+    header: bytes | None
+    values: dict[str, object]
+    warnings: list[str]
+    transfer_syntax: str | None
+    dataset: Dataset
+    stream: BinaryIO
+    pixel_offset: int | None
+    stream_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why there is no header.
+
+    Parameters
+    ----------
+    code : str
+        Stable snake_case word.
+    message : str
+        One sentence without patient data.
+    status : str
+        ``corrupt`` or ``limit_exceeded``.
+    """
+
+    code: str
+    message: str
+    status: str
+
+
+def read_header(
+    stream: BinaryIO,
+    length: int,
+    *,
+    dataset_offset: int = 0,
+    flags: Sequence[str] = (),
+    max_deflated_bytes: int,
+    max_ratio: float = 200.0,
+) -> Header | Unreadable:
+    """Read everything but the pixel data of one DICOM object.
+
+    Parameters
+    ----------
+    stream : BinaryIO
+        Seekable; its bytes were recognised as DICOM.
+    length : int
+        Bytes of the stream.
+    dataset_offset : int
+        Where the preamble starts, or the file meta information or data set of an object without preamble; bytes.
+    flags : sequence of str
+        Warnings of that recognition; they are repeated in the header's.
+    max_deflated_bytes : int
+        Most bytes that a deflated data set may expand to.
+    max_ratio : float
+        Most expanded bytes per deflated byte, once more than 16 MiB were expanded.
+
+    Returns
+    -------
+    Header or Unreadable
+        Never an exception because of the bytes. The position of the stream is undefined afterwards.
+    """
+    with listening() as notes:
+        try:
+            for flag in flags:
+                notes.add(flag)
+            return _read(stream, length, dataset_offset, notes, max_deflated_bytes, max_ratio)
+        except RecursionError:
+            return Unreadable("nesting_too_deep", "The sequences of the header are nested too deep to be read.", "corrupt")
+        except MemoryError:
+            return Unreadable("out_of_memory", "The header needs more memory than there is.", "limit_exceeded")
+        except Exception as error:  # third-party parsing of hostile bytes: whatever it raises is this object's failure, not the run's
+            logger.debug("reading a header raised %s", type(error).__name__)
+            return Unreadable("header_unreadable", f"Reading the header raised {type(error).__name__}.", "corrupt")
+
+
+def _read(stream: BinaryIO, length: int, offset: int, notes: Notes, max_deflated_bytes: int, max_ratio: float) -> Header | Unreadable:
+    window = Window(stream, length)
+    preamble, start = _preamble(window, offset, notes)
+    file_meta, command, start = _groups_before(window, start, notes)
+    file_meta_json = write_json(file_meta, notes) if file_meta else None
+    if not file_meta and preamble is not None:
+        notes.add("no_file_meta")
+    declared = _declared_transfer_syntax(file_meta)
+
+    content: BinaryIO = stream
+    if declared in DEFLATED:
+        inflated = _inflate(window, start, notes, max_deflated_bytes, max_ratio)
+        if isinstance(inflated, Unreadable):
+            return inflated
+        content, length, start = BytesIO(inflated), len(inflated), 0
+        window = Window(content, length)
+
+    encoding = find_encoding(window, start, declared_encoding(declared))
+    elements: Elements = dict(command)
+    pixels = _read_data_set(window, start, encoding, elements, notes)
+    # Behind file meta information anything is a data set, private elements alone too; without it, text would pass for one.
+    if not (elements if file_meta else any(tag > 0x0002FFFF and dictionary_has_tag(tag) for tag in elements)):
+        return Unreadable("no_elements", "No data element could be read behind the file meta information or preamble.", "corrupt")
+
+    dataset = FileDataset(cast(BinaryIO, window), elements, preamble, file_meta, encoding.implicit, encoding.little)
+    dataset.set_original_encoding(encoding.implicit, encoding.little, charset_of(elements, default_encoding, notes))
+    references = {met.tag: _pixel_vr(met, dataset, encoding) for met in pixels if met.length}
+    for met in pixels:
+        if not met.length:
+            dataset[BaseTag(met.tag)] = DataElement(BaseTag(met.tag), _pixel_vr(met, dataset, encoding), None)
+    meta = write_json(dataset, notes, references)
+    really = _real_transfer_syntax(declared, encoding, pixels, window, notes)
+    values = _values(dataset, declared or really, notes)
+    notes.collect()
+    first = pixels[0].offset if pixels else None
+    return Header(
+        meta=meta,
+        file_meta=file_meta_json,
+        header=_header_bytes(stream, window, first, notes),
+        values=values,
+        warnings=notes.words(),
+        transfer_syntax=really,
+        dataset=dataset,
+        stream=content,
+        pixel_offset=first,
+        stream_length=length,
+    )
+
+
+def _preamble(window: Window, offset: int, notes: Notes) -> tuple[bytes | None, int]:
+    """Find the preamble, DICOM PS3.10 7.1; give it and the offset of what follows."""
+    window.seek(offset)
+    head = window.read(132)
+    if head[128:] == b"DICM":
+        if offset:
+            notes.add(f"dicom_at_offset_{offset}")
+        return head[:128], offset + 132
+    if head.startswith(b"DICM"):
+        notes.add("dicm_at_zero")
+        return None, offset + 4
+    notes.add("no_preamble")
+    return None, offset
+
+
+def _groups_before(window: Window, start: int, notes: Notes) -> tuple[FileMetaDataset, Elements, int]:
+    """Read group 0002, always explicit little endian (DICOM PS3.10 7.1), and a command set, always implicit little endian (PS3.7 6.3)."""
+    groups: list[Elements] = []
+    encodings = []
+    for group, implicit in ((0x0002, False), (0x0000, True)):
+        window.seek(start)
+        head = window.read(6)
+        elements: Elements = {}
+        # Some writers mix the two up: two capitals where the VR would be tell.
+        implicit = not (0x40 < head[4] < 0x5B and 0x40 < head[5] < 0x5B) if len(head) == 6 else implicit
+        if head[:2] == group.to_bytes(2, "little"):
+            window.seek(start)
+            reader = ElementReader(window, little=True, notes=notes, defer_bytes=DEFER_BYTES)
+            reader.read(elements, default_encoding, implicit=implicit, stop=lambda tag, group=group: tag >> 16 != group)  # type: ignore[misc]
+            start = window.tell()
+        _load_deferred(window, elements)
+        groups.append(elements)
+        encodings.append(implicit)
+    file_meta = FileMetaDataset(data_set(groups[0], default_encoding, implicit=encodings[0], little=True, notes=notes))
+    file_meta.set_original_encoding(encodings[0], True, default_encoding)
+    return file_meta, groups[1], start
+
+
+def _declared_transfer_syntax(file_meta: Dataset) -> str | None:
+    if _TRANSFER_SYNTAX_UID not in file_meta:
+        return None
+    try:
+        value = file_meta[_TRANSFER_SYNTAX_UID].value
+    except Exception:  # a damaged element; it was noted when the file meta information was written as JSON
+        return None
+    return str(value) if isinstance(value, str) and value else None
+
+
+def _inflate(window: Window, start: int, notes: Notes, max_bytes: int, max_ratio: float) -> bytes | Unreadable:
+    """Inflate the data set of a deflated transfer syntax, DICOM PS3.5 A.5, within limits."""
+    window.seek(start)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    result = bytearray()
+    read = 0
+    # Small pieces: what one call inflated before it found damage is lost.
+    while not inflater.eof and (piece := inflater.unconsumed_tail or window.read(1024)):
+        read += 0 if inflater.unconsumed_tail else len(piece)
+        try:
+            result += inflater.decompress(piece, _CHUNK)
+        except zlib.error:
+            if not result:
+                return Unreadable("deflate_corrupt", "The deflated data set cannot be inflated.", "corrupt")
+            notes.add("deflate_corrupt")
+            return bytes(result)
+        if len(result) > max_bytes or (len(result) > RATIO_FLOOR_BYTES and len(result) > max_ratio * read):
+            return Unreadable("deflated_too_large", "The deflated data set expands beyond the limits.", "limit_exceeded")
+    if not inflater.eof:
+        notes.add("deflate_truncated")
+    return bytes(result)
+
+
+def _read_data_set(window: Window, start: int, encoding: Encoding, elements: Elements, notes: Notes) -> list[Met]:
+    """Read the data set's elements, also those behind the pixel data, and give the pixel data elements, which are not read."""
+    reader = ElementReader(window, little=encoding.little, notes=notes, defer_bytes=DEFER_BYTES)
+    pixels: list[Met] = []
+    window.seek(start)
+    while (met := reader.read(elements, default_encoding, implicit=encoding.implicit, stop=PIXEL_TAGS.__contains__)) is not None:
+        pixels.append(met)
+        if met.length == UNDEFINED_LENGTH:
+            window.seek(met.value_offset)
+            whole = _skip_fragments(window, little=encoding.little)
+        else:
+            window.seek(met.value_offset + met.length)
+            whole = window.tell() <= window.end
+        if not whole:
+            notes.add("pixel_data_truncated")
+            break
+    _load_deferred(window, elements)
+    return pixels
+
+
+def _skip_fragments(window: Window, *, little: bool) -> bool:
+    """Move behind encapsulated pixel data, DICOM PS3.5 A.4; False when they have no end."""
+    start = window.tell()
+    item, end = (b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0") if little else (b"\xff\xfe\xe0\x00", b"\xff\xfe\xe0\xdd")
+    while len(head := window.read(8)) == 8:
+        if head[:4] == end:
+            return True
+        if head[:4] != item:
+            break
+        window.seek(window.tell() + int.from_bytes(head[4:], "little" if little else "big"))
+    # Not fragments, or their lengths lie: look for the delimiter, as pydicom does.
+    window.seek(start)
+    tail = b""
+    while piece := window.read(_CHUNK):
+        found = (tail + piece).find(end)
+        if found >= 0:
+            window.seek(window.tell() - len(piece) - len(tail) + found + 8)
+            return True
+        tail = (tail + piece)[-3:]
+    return False
+
+
+def _load_deferred(window: Window, elements: Elements) -> None:
+    """Load the values that were left in the file for their length alone: they are not binary, or the length was a lie."""
+    at = window.tell()
+    for tag, element in elements.items():
+        if isinstance(element, RawDataElement) and element.value is None and element.length:
+            short = window.end - element.value_tell <= DEFER_BYTES
+            if short or not _is_binary(element):
+                window.seek(element.value_tell)
+                elements[tag] = element._replace(value=window.read(element.length))
+    window.seek(at)
+
+
+def _is_binary(raw: RawDataElement) -> bool:
+    vr = raw.VR
+    if vr is None:
+        try:
+            vr = dictionary_VR(raw.tag)
+        except KeyError:
+            vr = "UN"
+    # A private element of VR UN may turn out to be anything; a known one above 64 KB stays UN.
+    return vr.startswith("O") or (vr == "UN" and not raw.tag.is_private) or " or OW" in vr
+
+
+def _pixel_vr(met: Met, dataset: Dataset, encoding: Encoding) -> str:
+    """VR of a pixel data element, DICOM PS3.5 A.1 to A.4, as pydicom decides it."""
+    if met.vr is not None and met.vr != "UN":
+        return met.vr
+    if met.tag != 0x7FE00010:
+        return dictionary_VR(met.tag)
+    if met.length == UNDEFINED_LENGTH:
+        return "OB"
+    allocated = dataset.get("BitsAllocated")
+    return "OW" if encoding.implicit or (isinstance(allocated, int) and allocated > 8) else "OB"
+
+
+def _real_transfer_syntax(declared: str | None, encoding: Encoding, pixels: list[Met], window: Window, notes: Notes) -> str | None:
+    encapsulated = codec = None
+    if pixels:
+        met = pixels[0]
+        encapsulated = met.length == UNDEFINED_LENGTH
+        window.seek(met.value_offset)
+        if encapsulated:
+            # The first item is the basic offset table, the second the first fragment.
+            table = window.read(8)
+            window.seek(window.tell() + int.from_bytes(table[4:], "little") + 8)
+        codec = sniff_codec(window.read(4096))
+    really = real_transfer_syntax(declared, encoding, encapsulated=encapsulated, codec=codec)
+    found = NAMES[encoding]
+    expected = declared_encoding(declared)
+    if expected is not None and declared != really:
+        notes.add(f"transfer_syntax_wrong: really {'encapsulated' if encapsulated else found}")
+    elif expected is not None and expected != encoding and declared != GE_IMPLICIT_BIG:
+        notes.add(f"transfer_syntax_wrong: really {found}")
+    if declared is not None and not declared.startswith("1.2.840.10008.") and declared != GE_IMPLICIT_BIG:
+        notes.add("transfer_syntax_unknown")
+    return really
+
+
+def _values(dataset: Dataset, transfer_syntax: str | None, notes: Notes) -> dict[str, object]:
+    """Typed values of all attributes."""
+    values: dict[str, object] = {}
+    for attribute in ATTRIBUTES:
+        values[attribute.keyword] = None
+        try:
+            if attribute.tag == _TRANSFER_SYNTAX_UID:
+                values[attribute.keyword] = transfer_syntax
+            elif attribute.tag in dataset:
+                values[attribute.keyword] = typed_value(attribute.kind, dataset[attribute.tag].value)
+        except UnfitError:
+            notes.add(f"value_not_{attribute.kind}: {attribute.keyword}")
+        except Exception:  # pydicom cannot convert the value; `meta` keeps its bytes and the element is noted
+            notes.add(f"value_not_{attribute.kind}: {attribute.keyword}")
+    return values
+
+
+def _header_bytes(stream: BinaryIO, window: Window, pixel_offset: int | None, notes: Notes) -> bytes | None:
+    """Bytes of the file up to its pixel data; all of them when there are none or the file is deflated."""
+    if window.stream is not stream:
+        stream.seek(0)
+        data = stream.read(MAX_HEADER_BYTES + 1)
+        size = len(data)
+    else:
+        size = window.end if pixel_offset is None else pixel_offset
+        stream.seek(0)
+        data = stream.read(size) if size <= MAX_HEADER_BYTES else b""
+    if size > MAX_HEADER_BYTES:
+        notes.add("header_too_large")
+        return None
+    return data

@@ -1,0 +1,435 @@
+"""From a decoded frame to what a person should see: 8-bit grey or RGB, reduced to a size.
+
+Holds modality and VOI transformations, palettes, colour spaces, and the shape on screen. Must not read files, decode or encode.
+
+Large frames are reduced in bands of rows *before* they are windowed: averaging first costs a grey level or two and is many times faster, and nothing as
+large as the frame is ever allocated.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixels_assets.dicom.codecs import Array, NoPixels
+from pixels_assets.dicom.pixels import Frame, number, numbers, text, value
+
+Grey = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+_BAND_BYTES = 4 << 20
+_SAMPLE_SIDE = 192
+"""Statistics rest on a grid of at most about this many rows and columns of stored values."""
+
+_SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
+
+
+def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
+    """Render a frame for the screen.
+
+    Parameters
+    ----------
+    frame : Frame
+    dataset : pydicom.Dataset
+        Header of the object.
+    size : int
+        Longest side of the result, pixels. Smaller frames stay as they are, but non-square pixels are made square.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns[, 3]), uint8
+
+    Raises
+    ------
+    NoPixels
+        The photometric interpretation cannot be shown.
+
+    References
+    ----------
+    DICOM PS3.3 C.7.6.3.1.2, C.7.9, C.11.1, C.11.2; PS3.4 N.2.
+    """
+    height, width = shape_on_screen(frame.array.shape[0], frame.array.shape[1], pixel_aspect(dataset, frame.index), size)
+    samples = frame.array.shape[2] if frame.array.ndim == 3 else 1
+    photometric = frame.description.photometric
+    if samples > 1 and frame.array.dtype.kind != "f":
+        if photometric in ("CMYK", "ARGB", "HSV"):
+            raise NoPixels("unsupported_photometric", "the photometric interpretation is a retired one that is not shown")
+        shown = _render_colour(frame, height, width)
+    elif samples == 1 and photometric == "PALETTE COLOR" and (palette := read_palette(dataset)) is not None:
+        shown = _to_bytes(_shrink(frame.array, height, width, palette.colours))
+    else:
+        shown = _render_grey(frame, dataset, height, width)
+    if shown.shape[:2] != (height, width):
+        shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING))
+    return shown
+
+
+def shape_on_screen(rows: int, columns: int, aspect: float, size: int) -> tuple[int, int]:
+    """Height and width that show a frame with square pixels and neither side above `size`.
+
+    Parameters
+    ----------
+    rows, columns : int
+    aspect : float
+        Height of a pixel over its width.
+    size : int
+    """
+    height, width = (rows * aspect, float(columns)) if aspect >= 1 else (float(rows), columns / aspect)
+    scale = min(1.0, size / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def pixel_aspect(dataset: pydicom.Dataset, index: int = 0) -> float:
+    """Height of a pixel over its width, 1.0 where nothing sensible is said.
+
+    (0028,0034) *Pixel Aspect Ratio*, (0028,0030) *Pixel Spacing* (in functional groups too), (0018,1164) *Imager Pixel Spacing*, (0018,2010) *Nominal
+    Scanned Pixel Spacing*: the vertical value comes first in each.
+    """
+    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        holder = functional_group(dataset, "PixelMeasuresSequence", index) if keyword == "PixelSpacing" else dataset
+        pair = numbers(holder, keyword)
+        if len(pair) == 2 and min(pair) > 0:
+            aspect = pair[0] / pair[1]
+            return aspect if 0.02 <= aspect <= 50 and abs(aspect - 1) > 0.01 else 1.0
+    return 1.0
+
+
+def functional_group(dataset: pydicom.Dataset, keyword: str, index: int) -> pydicom.Dataset:
+    """Item of a functional group of one frame (DICOM PS3.3 C.7.6.16); the data set itself where there is none."""
+    for groups, position in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        items = value(dataset, groups)
+        if isinstance(items, pydicom.Sequence) and position < len(items):
+            found = value(items[position], keyword)
+            if isinstance(found, pydicom.Sequence) and len(found):
+                item: pydicom.Dataset = found[0]
+                return item
+    return dataset
+
+
+# Reduction
+
+
+def _shrink(array: Array, height: int, width: int, convert: Callable[[Array], Array] | None = None) -> Floats:
+    """Average blocks of pixels, as many whole ones as bring the array near to `height` and `width` without going below.
+
+    Rows or columns that do not fill a last block are left out. `convert` is applied to bands of rows before averaging.
+    """
+    down, across = max(1, array.shape[0] // height), max(1, array.shape[1] // width)
+    rows, columns = array.shape[0] // down, array.shape[1] // across
+    array = array[: rows * down, : columns * across]
+    row_bytes = max(1, array[0].size) * 12
+    band = max(1, min(rows, _BAND_BYTES // (row_bytes * down)))
+    parts = []
+    for start in range(0, rows, band):
+        part = array[start * down : (start + band) * down]
+        parts.append(_average(part if convert is None else convert(part), down, across))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _average(array: Array, down: int, across: int) -> Floats:
+    total = array[::down].astype(np.float32)
+    for step in range(1, down):
+        total += array[step::down]
+    reduced = total[:, ::across]
+    for step in range(1, across):
+        reduced = reduced + total[:, step::across]
+    if down * across > 1:
+        reduced = reduced * np.float32(1 / (down * across))
+    return reduced
+
+
+def _to_bytes(values: Floats) -> Grey:
+    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
+
+
+# Colour
+
+
+def _render_colour(frame: Frame, height: int, width: int) -> Grey:
+    array = frame.array[:, :, :3]
+    values = _shrink(array, height, width)
+    bits = frame.description.bits_stored
+    if bits != 8:
+        values *= np.float32(255 / ((1 << bits) - 1))
+    photometric = frame.description.photometric
+    if photometric.startswith("YBR_PARTIAL"):
+        values = (values - np.array([16, 128, 128], np.float32)) @ _YCBCR_PARTIAL
+    elif photometric.startswith("YBR_FULL"):
+        values = (values - np.array([0, 128, 128], np.float32)) @ _YCBCR_FULL
+    return _to_bytes(values)
+
+
+_YCBCR_FULL = np.array([[1, 1, 1], [0, -0.344136, 1.772], [1.402, -0.714136, 0]], np.float32)
+_YCBCR_PARTIAL = np.array([[1.1644, 1.1644, 1.1644], [0, -0.3918, 2.0172], [1.5960, -0.8130, 0]], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colours of a PALETTE COLOR image.
+
+    Parameters
+    ----------
+    first : int
+        Stored value of the first entry; lower values show it, higher ones than the last show the last.
+    table : numpy.ndarray, shape (entries, 3), uint8
+    """
+
+    first: int
+    table: Grey
+
+    def colours(self, indices: Array) -> Array:
+        """Look up stored values of any integer type; shape (..., 3), uint8."""
+        if self.first:
+            indices = indices.astype(np.int64) - self.first
+        return self.table.take(indices.astype(np.intp), axis=0, mode="clip")
+
+
+def read_palette(dataset: pydicom.Dataset) -> Palette | None:
+    """Read the red, green and blue lookup tables, segmented or not (DICOM PS3.3 C.7.6.3.1.5, C.7.9.2); None when they are missing or unusable."""
+    channels = []
+    first = 0
+    for colour in ("Red", "Green", "Blue"):
+        descriptor = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
+        if len(descriptor) != 3:
+            return None
+        entries, first, bits = int(descriptor[0]) or 65536, int(descriptor[1]), int(descriptor[2])
+        entries %= 65536 + 1
+        raw = value(dataset, f"{colour}PaletteColorLookupTableData")
+        if raw is not None:
+            channel = _lut_entries(raw, entries, bits, dataset)
+        else:
+            channel = _expand_segments(_lut_entries(value(dataset, f"Segmented{colour}PaletteColorLookupTableData"), None, bits, dataset), entries)
+        if not channel.size:
+            return None
+        channels.append(_to_eight_bits(channel))
+    shortest = min(map(len, channels))
+    if first > 32767 and number(dataset, "PixelRepresentation") == 1:
+        first -= 65536
+    return Palette(first, np.stack([channel[:shortest] for channel in channels], axis=1))
+
+
+def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.Dataset) -> NDArray[np.uint16]:
+    """Entries of a lookup table, from bytes (OW) or numbers (US)."""
+    order = ">" if dataset.original_encoding[1] is False else "<"
+    if isinstance(raw, int):
+        raw = [raw]
+    if raw is not None and not isinstance(raw, (bytes, bytearray)):
+        try:
+            listed = np.array(list(raw), np.int64) & 0xFFFF  # type: ignore[call-overload]
+        except (TypeError, ValueError, OverflowError):
+            return np.zeros(0, np.uint16)
+        if bits <= 8 and entries is not None and len(listed) == (entries + 1) // 2 < entries:
+            return listed.astype("<u2").view(np.uint8)[:entries].astype(np.uint16)
+        return listed.astype(np.uint16)[:entries]
+    data = bytes(raw or b"")
+    if bits <= 8 and (entries is None or len(data) < 2 * entries):
+        # Two entries of 8 bits share a word, which a big endian file swaps.
+        words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype("<u2").view(np.uint8)
+        return words[:entries].astype(np.uint16)
+    return np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype(np.uint16)[:entries]
+
+
+def _to_eight_bits(channel: NDArray[np.uint16]) -> Grey:
+    """Scale entries to 8 bits; 16-bit entries that never pass 255 were meant as 8."""
+    return (channel >> 8 if channel.max() > 255 else channel).astype(np.uint8)
+
+
+def _expand_segments(words: NDArray[np.uint16], entries: int) -> NDArray[np.uint16]:
+    """Expand a segmented lookup table: discrete, linear and indirect segments (DICOM PS3.3 C.7.9.2), to `entries` and no further."""
+    expanded: list[int] = []
+    _expand_into(expanded, words, entries, 0, len(words), count=None, nested=False)
+    return np.array(expanded[:entries], np.uint16)
+
+
+def _expand_into(expanded: list[int], words: NDArray[np.uint16], entries: int, position: int, stop: int, *, count: int | None, nested: bool) -> None:
+    done = 0
+    while position + 2 <= stop and len(expanded) < entries and (count is None or done < count):
+        kind, length = int(words[position]), int(words[position + 1])
+        position, done = position + 2, done + 1
+        if kind == 0:
+            expanded.extend(words[position : position + length].tolist())
+            position += length
+        elif kind == 1 and expanded and position < stop:
+            expanded.extend(np.rint(np.linspace(expanded[-1], int(words[position]), length + 1)[1:]).astype(int).tolist())
+            position += 1
+        elif kind == 2 and not nested and position + 2 <= stop:
+            target = int(words[position]) | int(words[position + 1]) << 16
+            _expand_into(expanded, words, entries, target, stop, count=length, nested=True)
+            position += 2
+        else:
+            return
+
+
+# Grey
+
+
+def _render_grey(frame: Frame, dataset: pydicom.Dataset, height: int, width: int) -> Grey:
+    array = frame.array if frame.array.ndim == 2 else frame.array[:, :, 0]
+    sample = array[:: -(-array.shape[0] // _SAMPLE_SIDE), :: -(-array.shape[1] // _SAMPLE_SIDE)]
+    sample = _without_padding(sample, dataset)
+    convert = _modality_lut(dataset) if array.dtype.kind in "ui" else _finite
+    if convert is None:
+        slope, intercept = _rescale(dataset, frame.index)
+        values = _shrink(array, height, width)
+    else:
+        slope, intercept = 1.0, 0.0
+        values, sample = _shrink(array, height, width, convert), convert(sample)
+    known = sample.astype(np.float32) if sample.size else values.reshape(-1)
+    if (slope, intercept) != (1.0, 0.0):
+        values = values * np.float32(slope) + np.float32(intercept)
+        known = known * np.float32(slope) + np.float32(intercept)
+    if frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
+        shown = _segments(values, frame, dataset)
+    else:
+        shown = _voi(dataset, frame.index, known)(values)
+    if frame.description.photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape") == "INVERSE":
+        shown = np.invert(shown)
+    return shown
+
+
+def _segments(values: Floats, frame: Frame, dataset: pydicom.Dataset) -> Grey:
+    """Show a segmentation or bitmap on its whole possible range, so that an empty one is black."""
+    highest = 1.0 if frame.description.bits_allocated == 1 else number(dataset, "MaximumFractionalValue") or max(1.0, float(values.max()))
+    return _to_bytes(values * np.float32(255 / highest))
+
+
+def _finite(array: Array) -> Array:
+    """Replace what is not a number by the least finite value, infinities by the extremes, and keep sums within float32."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        least = array[finite].min() if finite.any() else 0
+        array = np.where(finite, array, least)
+    return np.clip(array, -1e30, 1e30).astype(np.float32)
+
+
+def _without_padding(sample: Array, dataset: pydicom.Dataset) -> Array:
+    """Drop pixels outside the field of view: (0028,0120) *Pixel Padding Value*, or the range up to (0028,0121)."""
+    padding = number(dataset, "PixelPaddingValue")
+    if padding is None or sample.dtype.kind not in "ui":
+        return sample.reshape(-1) if sample.dtype.kind in "ui" else sample[np.isfinite(sample)]
+    limit = number(dataset, "PixelPaddingRangeLimit")
+    bounds = [_as_stored(bound, sample.dtype) for bound in (padding, padding if limit is None else limit)]
+    kept = sample[(sample < min(bounds)) | (sample > max(bounds))]
+    return kept if kept.size else sample.reshape(-1)
+
+
+def _as_stored(bound: float, dtype: np.dtype[np.generic]) -> int:
+    """Read a padding value as the pixels' own type: writers mix up US and SS."""
+    bits = 8 * dtype.itemsize
+    whole = int(bound) & ((1 << bits) - 1)
+    return whole - (1 << bits) if dtype.kind == "i" and whole >> (bits - 1) else whole
+
+
+def _rescale(dataset: pydicom.Dataset, index: int) -> tuple[float, float]:
+    holder = functional_group(dataset, "PixelValueTransformationSequence", index)
+    slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
+    if not slope or abs(slope) > 1e15 or abs(intercept or 0) > 1e15:
+        return 1.0, 0.0
+    return slope, intercept or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Lut:
+    """A grey lookup table over integers from `first` on."""
+
+    first: int
+    table: Floats
+
+    def __call__(self, array: Array) -> Floats:
+        positions = np.clip(array, self.first, self.first + len(self.table) - 1).astype(np.int64) - self.first
+        return self.table.take(positions, mode="clip")
+
+
+def _modality_lut(dataset: pydicom.Dataset) -> Callable[[Array], Array] | None:
+    return _read_lut(dataset, "ModalityLUTSequence")
+
+
+def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
+    """First item of a lookup table sequence (DICOM PS3.3 C.11.1.1, C.11.2.1.1); None when it is absent or unusable."""
+    items = value(dataset, keyword)
+    if not isinstance(items, pydicom.Sequence) or not len(items):
+        return None
+    descriptor, raw = numbers(items[0], "LUTDescriptor"), value(items[0], "LUTData")
+    if len(descriptor) != 3:
+        return None
+    table = _lut_entries(raw, int(descriptor[0]) or 65536, int(descriptor[2]), items[0])
+    first = int(descriptor[1])
+    if first > 32767 and number(dataset, "PixelRepresentation") == 1:
+        first -= 65536
+    return _Lut(first, table.astype(np.float32)) if table.size else None
+
+
+def _voi(dataset: pydicom.Dataset, index: int, known: Floats) -> Callable[[Floats], Grey]:
+    """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+    index : int
+    known : numpy.ndarray, float32
+        Values that count, padding left out.
+    """
+    low, high = (float(bound) for bound in np.percentile(known, (1, 99), method="nearest"))
+    if low == high:
+        low, high = float(known.min()), float(known.max())
+    if low == high:
+        return _constant
+    holder = functional_group(dataset, "FrameVOILUTSequence", index)
+    window = _read_window(holder)
+    if window is not None and _is_useful(window, known, high - low):
+        return window
+    lut = _read_lut(holder, "VOILUTSequence")
+    if lut is not None and lut.table.max() > lut.table.min():
+        least, most = lut.table.min(), lut.table.max()
+        return lambda values: _to_bytes((lut(np.rint(values)) - least) * (255 / (most - least)))
+    return _Window(low, high)
+
+
+def _constant(values: Floats) -> Grey:
+    return np.full(values.shape, 128, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Values from `low` (black) to `high` (white), straight or as a sigmoid."""
+
+    low: float
+    high: float
+    sigmoid: bool = False
+
+    def __call__(self, values: Floats) -> Grey:
+        scaled = (values.astype(np.float64) - self.low) / (self.high - self.low)
+        if self.sigmoid:
+            scaled = 1 / (1 + np.exp(-4 * np.clip(scaled - 0.5, -20, 20)))
+        return _to_bytes(np.clip(scaled, 0, 1) * 255)
+
+
+def _read_window(holder: pydicom.Dataset) -> _Window | None:
+    """First (0028,1050) *Window Center* and (0028,1051) *Window Width* (DICOM PS3.3 C.11.2.1.2); None when they define nothing."""
+    centre, width = number(holder, "WindowCenter"), number(holder, "WindowWidth")
+    function = text(holder, "VOILUTFunction").upper()
+    if centre is None or width is None or abs(centre) > 1e15 or not 0 < width < 1e15:
+        return None
+    if function in ("LINEAR_EXACT", "SIGMOID"):
+        return _Window(centre - width / 2, centre + width / 2, sigmoid=function == "SIGMOID")
+    if width < 1:
+        return None
+    half = (width - 1) / 2
+    # A width of 1 is a threshold; the least width that floats can tell apart stands for it.
+    return _Window(centre - 0.5 - half, centre - 0.5 + max(half, half + 1e-3))
+
+
+def _is_useful(window: _Window, known: Floats, spread: float) -> bool:
+    """Whether a window shows the image: not nearly all of it black or white, and not all of it one shade of grey."""
+    within = np.count_nonzero((known > window.low) & (known < window.high)) / known.size
+    width = window.high - window.low
+    if math.isinf(width) or width > 40 * spread:
+        return False
+    return within > 0.01
+
+
+__all__ = ["Palette", "functional_group", "pixel_aspect", "read_palette", "render", "shape_on_screen"]

@@ -1,0 +1,375 @@
+"""One shard of files to rows, in one read of each object.
+
+Holds the pass over a shard: every byte stream found in it becomes one row per table, metadata, hash and thumbnail from the same read. Runs in worker
+processes and on Spark executors. Must not import Dagster, Delta or polars, and must not know which engine called it.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from pixels_assets.dicom.attributes import ATTRIBUTES
+from pixels_assets.dicom.pixels import PixelSource
+from pixels_assets.dicom.reader import Header, read_header
+from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
+from pixels_assets.intake.archives import walk
+from pixels_assets.intake.extraction import Extractor
+from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, os_path, row_id
+from pixels_assets.lake.parts import Part, PartWriter
+from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
+from pixels_assets.settings import MIB, Settings
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
+ARCHIVE_TYPES = frozenset({"zip", "tar", "gzip", "bzip2", "xz"})
+DICOM_TYPES = frozenset({"dicom", "dicomdir"})
+
+_SEGMENT_ROWS = 2_000
+_SEGMENT_BYTES = 48 * MIB
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Files that one worker takes at a time.
+
+    Parameters
+    ----------
+    number : int
+        Its place in the batch.
+    files : tuple of SourceFile
+        At least one.
+    """
+
+    number: int
+    files: tuple[SourceFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.length for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """What to make of the objects, the same for all shards of a run.
+
+    Parameters
+    ----------
+    lake : Path
+    batch : str
+    attempt : str
+        Unique to the run: part files of two attempts never have the same name.
+    outputs : frozenset of str
+        Names of the tables to write, among `OUTPUTS`.
+    settings : Settings
+    """
+
+    lake: Path
+    batch: str
+    attempt: str
+    outputs: frozenset[str]
+    settings: Settings
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts that add up over shards.
+
+    Parameters
+    ----------
+    objects : int
+        Rows written, loose files and archives included.
+    bytes : int
+        Bytes of the loose files and archives read, members not counted again.
+    statuses, codes : Counter
+        Objects by status; failures by error code.
+    thumbnails : Counter
+        By `thumbnails.status`, and by error code for those without.
+    """
+
+    objects: int = 0
+    bytes: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    thumbnails: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Tally") -> None:
+        """Add the counts of another tally to this one."""
+        self.objects += other.objects
+        self.bytes += other.bytes
+        self.statuses.update(other.statuses)
+        self.codes.update(other.codes)
+        self.thumbnails.update(other.thumbnails)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A finished stretch of a shard: its part files are complete on disk.
+
+    Parameters
+    ----------
+    files_done : int
+        Files of the shard that need not be opened again.
+    objects_done : int
+        Objects of the next file that are in finished parts already.
+    parts : tuple of Part
+    tally : Tally
+    """
+
+    files_done: int
+    objects_done: int
+    parts: tuple[Part, ...]
+    tally: Tally
+
+
+class Supervisor(Protocol):
+    """Whoever runs shards: told what is touched next and what is finished."""
+
+    def entering(self, path: str) -> None:
+        """Take note that the bytes of the object with this address are read from now on; said again while a large one is being read."""
+
+    def resting(self) -> None:
+        """Take note that no object is in hand: rows are being written."""
+
+    def finished(self, segment: Segment) -> None:
+        """Take over a finished stretch."""
+
+
+def index_shard(
+    shard: Shard, spec: IndexSpec, supervisor: Supervisor, *, refused: Mapping[str, Failure] | None = None, files_done: int = 0, objects_done: int = 0
+) -> None:
+    """Index every object of a shard.
+
+    Parameters
+    ----------
+    shard : Shard
+    spec : IndexSpec
+    supervisor : Supervisor
+        Told of each object before it is touched, and of each finished stretch of rows.
+    refused : mapping of str to Failure, optional
+        Addresses that killed a worker before: their bytes are not touched, their rows say why.
+    files_done, objects_done : int
+        Where the last finished stretch of an earlier attempt ended.
+
+    Raises
+    ------
+    LakeError
+        The lake or the folder for extracted members cannot be written.
+    """
+    stretch = _Stretch(shard, spec, files_done)
+    extractor = Extractor(spec.settings.extract_to) if spec.settings.extract_to and DICOM_METADATA.name in spec.outputs else None
+    try:
+        for number, file in enumerate(shard.files[files_done:], start=files_done):
+            stretch.begin_file(number)
+            skip = objects_done if number == files_done else 0
+            for ordinal, found in enumerate(walk(file, spec.settings.limits, on_enter=supervisor.entering, refused=refused or {})):
+                if ordinal < skip:
+                    continue
+                stretch.add(found, extractor)
+                if stretch.full:
+                    supervisor.resting()
+                    supervisor.finished(stretch.close(number, ordinal + 1))
+        supervisor.resting()
+        supervisor.finished(stretch.close(len(shard.files), 0))
+    except BaseException:
+        stretch.abandon()
+        raise
+
+
+class _Stretch:
+    """Rows on their way into parts that are finished together, so that an attempt after a crash can go on from here."""
+
+    def __init__(self, shard: Shard, spec: IndexSpec, files_done: int) -> None:
+        self.shard, self.spec = shard, spec
+        self.file_number = files_done
+        self.count = 0
+        self.writers: dict[str, PartWriter] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.tally, self.weight = Tally(), 0
+        self.writers = {}
+
+    def begin_file(self, number: int) -> None:
+        self.file_number = number
+
+    @property
+    def full(self) -> bool:
+        return self.tally.objects >= _SEGMENT_ROWS or self.weight >= _SEGMENT_BYTES
+
+    def add(self, found: FoundObject, extractor: Extractor | None) -> None:
+        started = time.perf_counter()
+        spec = self.spec
+        metadata, image = _index(found, spec)
+        if found.depth:
+            self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
+        if extractor is not None and found.depth and found.failure is None and found.file_type not in ARCHIVE_TYPES:
+            metadata["local_path"] = os.fsdecode(extractor.extract(found))
+        self._write(DICOM_METADATA, metadata)
+        self._write(THUMBNAILS, _thumbnail_row(found, image))
+        tally = self.tally
+        tally.objects += 1
+        tally.bytes += (found.length or 0) if found.depth == 0 else 0
+        tally.statuses[str(metadata["status"])] += 1
+        if metadata["error_code"]:
+            tally.codes[str(metadata["error_code"])] += 1
+        if THUMBNAILS.name in spec.outputs:
+            tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
+        self.weight += sum(len(value) for value in metadata.values() if isinstance(value, str | bytes))
+        self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "object %d: %s%s, %s, %s bytes, thumbnail %s, %.1f ms",
+                row_id(found.path),
+                metadata["status"],
+                f" ({metadata['error_code']})" if metadata["error_code"] else "",
+                found.file_type or "unread",
+                found.length,
+                "made" if isinstance(image, Thumbnail) else image.code,
+                1e3 * (time.perf_counter() - started),
+            )
+
+    def _write(self, table: Table, row: Mapping[str, object]) -> None:
+        if table.name not in self.spec.outputs:
+            return
+        writer = self.writers.get(table.name)
+        if writer is None:
+            name = f"{self.spec.attempt}-{self.shard.number:05d}-{self.count:05d}"
+            writer = self.writers[table.name] = PartWriter(self.spec.lake, table, self.spec.batch, name)
+        writer.append(row)
+
+    def close(self, files_done: int, objects_done: int) -> Segment:
+        parts = tuple(part for writer in self.writers.values() for part in writer.finish())
+        segment = Segment(files_done, objects_done, parts, self.tally)
+        self.count += 1
+        self._start()
+        return segment
+
+    def abandon(self) -> None:
+        for writer in self.writers.values():
+            writer.abandon()
+
+
+def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:
+    """Row of `dicom_metadata` and the thumbnail of one object."""
+    row: dict[str, object] = {
+        "path": found.path,
+        "original_path": found.original_path,
+        "length": found.length,
+        "modificationTime": timestamp(found.mtime_ns),
+        "depth": found.depth,
+        "file_type": found.file_type,
+        "local_path": local_path(found.original_path),
+        "status": Status.INDEXED.value,
+        "error_code": None,
+        "error_message": None,
+        "content_hash": found.content_hash,
+        "meta": None,
+        "file_meta": None,
+        "header": None,
+        **dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES),
+    }
+    warnings = list(found.warnings)
+    row["warnings"] = warnings
+    image: Thumbnail | NoThumbnail = NoThumbnail("not_an_image", "the object is not a DICOM object")
+    if found.failure is not None:
+        _fail(row, found.failure)
+        image = NoThumbnail(found.failure.code, found.failure.message)
+    elif found.file_type in ARCHIVE_TYPES:
+        row["status"] = Status.ARCHIVE.value
+    elif found.file_type in DICOM_TYPES and found.stream is not None:
+        image = _read_dicom(found, spec, row, warnings)
+    else:
+        _fail(row, Failure(Status.NOT_DICOM, "not_dicom", f"the content is not DICOM but {found.file_type}"))
+    return row, image
+
+
+def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], warnings: list[str]) -> Thumbnail | NoThumbnail:
+    limits = spec.settings.limits
+    assert found.stream is not None
+    assert found.identified is not None
+    header = read_header(
+        found.stream,
+        found.length or 0,
+        dataset_offset=found.identified.dataset_offset or 0,
+        flags=found.identified.flags,
+        max_deflated_bytes=limits.max_deflated_bytes,
+        max_ratio=limits.max_ratio,
+    )
+    if not isinstance(header, Header):
+        _fail(row, Failure(Status(header.status), header.code, header.message))
+        return NoThumbnail(header.code, header.message)
+    row.update(meta=header.meta, file_meta=header.file_meta, header=header.header, **header.values)
+    warnings += [warning for warning in header.warnings if warning not in warnings]
+    if THUMBNAILS.name not in spec.outputs:
+        return NoThumbnail("not_asked_for", "thumbnails were not selected in this run")
+    source = None
+    if header.pixel_offset is not None:
+        source = PixelSource(header.dataset, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
+    return make_thumbnail(source, size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes)
+
+
+def _fail(row: dict[str, object], failure: Failure) -> None:
+    row.update(status=failure.status.value, error_code=failure.code, error_message=failure.message)
+
+
+def _member_row(found: FoundObject, metadata: Mapping[str, object]) -> dict[str, object]:
+    same = ("path", "original_path", "length", "modificationTime", "depth", "status", "error_code", "error_message")
+    return {name: metadata[name] for name in same} | {"compressed_length": found.compressed_length}
+
+
+def _thumbnail_row(found: FoundObject, image: Thumbnail | NoThumbnail) -> dict[str, object]:
+    row: dict[str, object] = {"path": found.path, "original_path": found.original_path}
+    if isinstance(image, Thumbnail):
+        return row | {
+            "thumbnail": image.data,
+            "mime": image.mime,
+            "width": image.width,
+            "height": image.height,
+            "frame": image.frame,
+            "status": "ok",
+            "error_code": None,
+        }
+    return row | {"thumbnail": None, "mime": None, "width": None, "height": None, "frame": None, "status": "none", "error_code": image.code}
+
+
+def timestamp(nanoseconds: int | None) -> datetime | None:
+    """Nanoseconds since 1970 as a UTC time, microseconds rounded down; None outside of the years 1 to 9999."""
+    if nanoseconds is None:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+    except OverflowError:
+        return None
+
+
+def local_path(original_path: str) -> str:
+    """Path of the local file that holds an object: the text that opens it where that is UTF-8, its escaped form where it is not."""
+    try:
+        return os_path(original_path).decode()
+    except UnicodeDecodeError:
+        return original_path
+
+
+def plan_shards(files: Sequence[SourceFile], *, max_files: int = 64, max_bytes: int = 32 * MIB) -> list[Shard]:
+    """Cut the files of a batch into shards, in order: small enough to keep all workers busy to the end, large enough to be worth sending."""
+    shards: list[Shard] = []
+    current: list[SourceFile] = []
+    weight = 0
+    for file in files:
+        if current and (len(current) >= max_files or weight + file.length > max_bytes):
+            shards.append(Shard(len(shards), tuple(current)))
+            current, weight = [], 0
+        current.append(file)
+        weight += file.length
+    if current:
+        shards.append(Shard(len(shards), tuple(current)))
+    return shards

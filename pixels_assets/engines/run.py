@@ -1,0 +1,116 @@
+"""One batch from its manifest to committed tables, with any engine.
+
+Holds the order of things: shards, parts, the check that the sources are still there, one commit per table. Must not know processes or Spark.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, plan_shards
+from pixels_assets.engines.local import Outcome, Progress
+from pixels_assets.errors import SourceVanishedError
+from pixels_assets.intake.objects import SourceFile, os_path
+from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_parts, retired_paths, to_read
+from pixels_assets.lake.commit import CommitResult, commit
+from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, RAW_FILES
+
+
+class Engine(Protocol):
+    """Runs shards somewhere; see `pixels_assets.engines.local.LocalEngine`."""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+
+    def run(self, shards: Iterable[Shard], spec: IndexSpec, progress: Progress | None = None) -> Outcome:
+        """Index all shards and return the finished parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What indexing a batch came to.
+
+    Parameters
+    ----------
+    commits : mapping of str to CommitResult
+        By table name.
+    tally : Tally
+    """
+
+    commits: Mapping[str, CommitResult]
+    tally: Tally
+
+
+def index_batch(
+    engine: Engine,
+    spec: IndexSpec,
+    files: Sequence[SourceFile],
+    *,
+    run_id: str,
+    only: frozenset[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Indexed:
+    """Index the files of a batch and commit the tables that `spec` asks for.
+
+    Parameters
+    ----------
+    engine : Engine
+    spec : IndexSpec
+    files : sequence of SourceFile
+        The batch's manifest.
+    run_id : str
+        Recorded in the commits.
+    only : frozenset of str, optional
+        Addresses of the files to read again; the rows of all others stay as they are.
+    progress : callable, optional
+        Told the number of objects touched so far.
+
+    Raises
+    ------
+    SourceVanishedError
+        Files are missing because their source folder is; nothing was committed.
+    LakeError
+        The lake cannot be written.
+    """
+    wanted = [file for file in to_read(list(files)) if only is None or file.path in only]
+    outcome = engine.run(plan_shards(wanted), spec, progress)
+    if outcome.tally.codes["not_found"]:
+        _require_sources({file.source for file in wanted})
+    commits = {
+        table.name: commit(spec.lake, table, spec.batch, outcome.parts.get(table.name, []), run_id=run_id, only=only)
+        for table in OUTPUTS
+        if table.name in spec.outputs
+    }
+    return Indexed(commits, outcome.tally)
+
+
+def commit_raw_files(lake: Path, batch: str, files: list[SourceFile], *, attempt: str, run_id: str) -> CommitResult:
+    """Commit the manifest of a batch as its rows of `raw_files`."""
+    return commit(lake, RAW_FILES, batch, list(raw_parts(lake, batch, files, attempt)), run_id=run_id)
+
+
+def commit_catalog(lake: Path, batch: str, files: list[SourceFile], *, attempt: str, run_id: str) -> CommitResult:
+    """Commit the batch's rows of `object_catalog`; rows of older batches about the same files leave it in the same commit."""
+    parts = list(catalog_parts(lake, batch, files, attempt))
+    return commit(lake, OBJECT_CATALOG, batch, parts, run_id=run_id, retire=retired_paths(lake, batch, files))
+
+
+def commit_quarantine(
+    lake: Path, batch: str, files: list[SourceFile], *, attempt: str, run_id: str, retried: frozenset[str] | None = None
+) -> CommitResult:
+    """Commit the batch's rows of `quarantine`; rows of older batches about the same files leave it in the same commit.
+
+    `retried` names the files that were read again, None all of them: only theirs count as attempts.
+    """
+    parts = list(quarantine_parts(lake, batch, files, attempt, retried))
+    return commit(lake, QUARANTINE, batch, parts, run_id=run_id, retire=retired_paths(lake, batch, files))
+
+
+def _require_sources(sources: Iterable[str]) -> None:
+    for source in sources:
+        if source and not os.path.isdir(os_path(source)):  # noqa: PTH112 - bytes: names need not be UTF-8
+            msg = f"the source folder {source} went away during the run; bring it back and run again, nothing of this batch was committed"
+            raise SourceVanishedError(msg)

@@ -1,0 +1,161 @@
+"""The process that indexes shards for the local engine: ``python -m pixels_assets.engines.worker CONNECTION_FD MONITOR_FD``.
+
+Holds the worker's side of the conversation. Must not decide anything about other workers, and must die with its parent.
+
+The parent sends `Order` objects and receives `Segment` objects, then one `Answer` per order. A small shared block of memory says at any moment which
+object is in hand, so that the parent knows it even when this process is killed in the middle of a codec.
+"""
+
+import ctypes
+import logging
+import mmap
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
+from pixels_assets.errors import PixelsError
+from pixels_assets.intake.objects import Failure, row_id
+
+logger = logging.getLogger(__name__)
+
+MONITOR = struct.Struct("<Qqd")
+"""Objects touched so far; row id of the object in hand, -1 between objects; when it was touched (monotonic seconds)."""
+
+RESTING = -1
+"""In the place of a row id: no object is in hand."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One shard to index, and what earlier attempts learnt about it; `refused` is keyed by row id."""
+
+    shard: Shard
+    spec: IndexSpec
+    refused: dict[int, Failure]
+    files_done: int
+    objects_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How an order ended: `error` is None when it was carried out.
+
+    Parameters
+    ----------
+    error : PixelsError or None
+        The environment failed; the run cannot go on.
+    raised : str or None
+        Type and place of an exception that an object caused in our code or a library's.
+    row : int
+        Row id of the object in hand when it was raised, RESTING when there was none.
+    out_of_memory : bool
+        `raised` was a MemoryError.
+    """
+
+    error: PixelsError | None = None
+    raised: str | None = None
+    row: int = RESTING
+    out_of_memory: bool = False
+
+
+class _Refused(Mapping[str, Failure]):
+    """Looks addresses up by their row ids, which is all that the monitor has room for."""
+
+    def __init__(self, by_row: dict[int, Failure]) -> None:
+        self._by_row = by_row
+
+    def __getitem__(self, path: str) -> Failure:
+        return self._by_row[row_id(path)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return len(self._by_row)
+
+
+class _Reporter:
+    """Tells the parent what is in hand (shared memory, costs a microsecond) and what is finished (the connection)."""
+
+    def __init__(self, connection: Connection, monitor: mmap.mmap) -> None:
+        self._connection, self._monitor, self._count, self.in_hand = connection, monitor, 0, RESTING
+
+    def entering(self, path: str) -> None:
+        row = row_id(path)
+        self._count += row != self.in_hand
+        self.in_hand = row
+        MONITOR.pack_into(self._monitor, 0, self._count, row, time.monotonic())
+
+    def resting(self) -> None:
+        self.in_hand = RESTING
+        MONITOR.pack_into(self._monitor, 0, self._count, RESTING, time.monotonic())
+
+    def finished(self, segment: Segment) -> None:
+        self._connection.send(segment)
+
+
+def main(connection_fd: int, monitor_fd: int) -> None:
+    """Serve orders until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _die_with_parent()
+    monitor = mmap.mmap(monitor_fd, MONITOR.size)
+    reporter = _Reporter(connection := Connection(connection_fd), monitor)
+    reporter.resting()
+    limited = False
+    while True:
+        try:
+            order: Order = connection.recv()
+        except EOFError:
+            return
+        if not limited:
+            logging.basicConfig(level=order.spec.settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+            logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values of attributes
+            _limit_memory(order.spec.settings.worker_bytes)
+            limited = True
+        connection.send(_carry_out(order, reporter))
+
+
+def _carry_out(order: Order, reporter: _Reporter) -> Answer:
+    refused = _Refused(order.refused) if order.refused else {}
+    try:
+        index_shard(order.shard, order.spec, reporter, refused=refused, files_done=order.files_done, objects_done=order.objects_done)
+    except PixelsError as error:
+        return Answer(error=error)
+    except Exception as error:  # noqa: BLE001 - hostile input can raise anything in a library; the parent makes a row of it and logs the place
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+        return Answer(raised=place, row=reporter.in_hand, out_of_memory=isinstance(error, MemoryError))
+    finally:
+        reporter.resting()
+    return Answer()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
+def _limit_memory(limit: int) -> None:
+    """Let allocations fail where they would take this process past `limit` bytes of resident memory; elsewhere than on Linux the parent's watch has to do."""
+    if sys.platform == "linux":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        data, resident = (int(status[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
+        resource.setrlimit(resource.RLIMIT_DATA, (data + max(0, limit - resident),) * 2)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,318 @@
+"""Every byte stream of a loose file: the file itself, and when it is an archive, all that lies in it, to any depth.
+
+Holds the walk: the order of objects, their addresses, what is kept in memory, and which failure costs what. Must not know how any format is built
+(see `zipfiles`, `tarfiles`, `streams`), nor what DICOM means.
+
+Nothing is written but unnamed temporary files for members that are too large for memory.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
+from types import MappingProxyType
+from typing import BinaryIO
+
+from pixels_assets.errors import PixelsError
+from pixels_assets.intake.budget import Budget, MemberError, WalkError, too_deep
+from pixels_assets.intake.compact import NameMap
+from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, FileType, identify
+from pixels_assets.intake.members import Archive, Member
+from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, member_address, os_path
+from pixels_assets.intake.reading import READ_BYTES, HashingReader, keep, read_source, spill, unreadable
+from pixels_assets.intake.streams import CompressedFile
+from pixels_assets.intake.tarfiles import TarArchive
+from pixels_assets.intake.zipfiles import ZipArchive
+from pixels_assets.settings import Limits
+
+logger = logging.getLogger(__name__)
+
+CHANGED = "changed_since_listing"
+EMPTY = Failure(Status.EMPTY, "empty", "The object has no bytes.")
+NOT_REGULAR = Failure(Status.UNREADABLE, "not_a_regular_file", "What was listed as a file is now a link, a folder or a device.")
+NOT_FOUND = Failure(Status.UNREADABLE, "not_found", "The file was listed but is no longer there.")
+OUT_OF_MEMORY = Failure(Status.LIMIT_EXCEEDED, "out_of_memory", "Reading the object takes more memory than this process may hold.")
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OTHERS = ARCHIVE_TYPES | COMPRESSED_TYPES
+_MOST = (1 << 63) - 1  # tables hold signed 64-bit numbers; an archive can declare more
+
+
+def walk(
+    file: SourceFile,
+    limits: Limits,
+    *,
+    on_enter: Callable[[str], None] = lambda address: None,
+    refused: Mapping[str, Failure] = MappingProxyType({}),
+) -> Iterator[FoundObject]:
+    """Read a loose file and everything in it, once, in bounded memory.
+
+    Parameters
+    ----------
+    file : SourceFile
+    limits : Limits
+        Guards; what crosses one is yielded with a failure, and crossing a guard of the whole file ends the walk with the archive's own row.
+    on_enter : callable
+        Called with the address of every object before its bytes are touched, and with an archive's again when the walk comes back to it.
+    refused : mapping of str to Failure
+        Objects by address whose bytes are not to be touched: each is yielded with its failure.
+
+    Yields
+    ------
+    FoundObject
+        In an order that depends on the bytes only: the members of an archive before the archive itself, each nested archive in its place. No two
+        have the same address. An object's stream is closed when the next object is asked for.
+
+    Raises
+    ------
+    LakeError
+        There is no room for temporary files.
+    """
+    failure = file.failure or refused.get(file.path)
+    if failure:
+        yield _loose_object(file, failure)
+        return
+    on_enter(file.path)
+    try:
+        stream = _open(file.path)
+    except MemberError as error:
+        yield _loose_object(file, error.failure)
+        return
+    with stream:
+        yield from _Walk(file, stream, limits, on_enter, refused).objects()
+
+
+def _loose_object(file: SourceFile, failure: Failure | None = None) -> FoundObject:
+    return FoundObject(
+        path=file.path,
+        original_path=file.path,
+        depth=0,
+        file_type="",
+        length=file.length,
+        compressed_length=None,
+        mtime_ns=file.mtime_ns,
+        content_hash=None,
+        stream=None,
+        failure=failure,
+        warnings=[],
+    )
+
+
+def _open(address: str) -> BinaryIO:
+    """Open a regular file and nothing else; a FIFO or device must not hold the walk up."""
+    try:
+        descriptor = os.open(os_path(address), _OPEN_FLAGS)
+    except ValueError as error:  # a NUL in the path: no such file can be
+        raise MemberError(NOT_FOUND) from error
+    except OSError as error:
+        is_other = error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}
+        raise MemberError(NOT_REGULAR if is_other else unreadable(error)) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise MemberError(NOT_REGULAR)
+        return open(descriptor, "rb", buffering=READ_BYTES)  # noqa: PTH123, SIM115 - the walk closes it
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+class _Walk:
+    """The walk of one open file."""
+
+    def __init__(
+        self, file: SourceFile, stream: BinaryIO, limits: Limits, on_enter: Callable[[str], None], refused: Mapping[str, Failure]
+    ) -> None:
+        self._file = file
+        self._stream = stream
+        self._limits = limits
+        self._on_enter = on_enter
+        self._refused = refused
+        self._status = os.fstat(stream.fileno())
+        self._budget = Budget(limits, self._status.st_size)
+        self._held = 0  # bytes of archives that stay in memory while their members are read
+
+    def objects(self) -> Iterator[FoundObject]:
+        found = _loose_object(self._file)
+        found.length, found.mtime_ns = self._status.st_size, self._status.st_mtime_ns
+        try:
+            reader = self._take_in(found)
+        except MemberError as error:
+            found.failure, found.stream = error.failure, None
+            yield found
+            return
+        try:
+            yield from self._object(found, reader)
+        except WalkError as error:
+            logger.debug("stopped at a guard of the whole file: %s", error.failure.code)
+
+    def _take_in(self, found: FoundObject) -> HashingReader | None:
+        """Read the loose file: small ones now, as a whole. Large ones are read once for their hash unless the walk reads them once anyway."""
+        if self._status.st_size <= self._limits.max_memory_bytes:
+            data = read_source(self._stream, self._status.st_size + 1)
+            if len(data) <= self._status.st_size:
+                found.length, found.content_hash, found.stream = len(data), sha256(data).hexdigest(), BytesIO(data)
+                self._identify(found)
+                return None
+        found.stream = self._stream
+        self._identify(found)
+        reader = HashingReader(self._stream)
+        if found.file_type in _OTHERS - {"zip"}:
+            return reader
+        self._finish(found, reader)
+        return None
+
+    @staticmethod
+    def _finish(found: FoundObject, reader: HashingReader) -> None:
+        found.content_hash, found.length = reader.finish(), reader.length
+        assert found.stream
+        found.stream.seek(0)
+
+    @staticmethod
+    def _identify(found: FoundObject) -> None:
+        assert found.stream is not None
+        assert found.length is not None
+        try:
+            found.identified = identify(found.stream, found.length)
+        except OSError as error:
+            raise MemberError(unreadable(error)) from error
+        except Exception as error:  # noqa: BLE001 - a library looks at hostile bytes; whatever it raises, the type stays unknown
+            found.warnings.append(f"identification_failed: {type(error).__name__}")
+            found.identified = FileType("unknown")
+            found.stream.seek(0)
+        found.file_type = found.identified.name
+        found.warnings += found.identified.flags
+        if found.file_type == "empty":
+            found.failure = EMPTY
+
+    def _object(self, found: FoundObject, reader: HashingReader | None = None) -> Iterator[FoundObject]:
+        """Yield the members when the object is an archive, then the object; its stream is closed afterwards."""
+        held = 0
+        stop: WalkError | None = None
+        try:
+            if found.file_type in _OTHERS:
+                if found.depth >= self._limits.max_depth:
+                    found.failure = too_deep(self._limits)
+                else:
+                    held = self._hold(found)
+                    archive = self._archive(found, reader)
+                    try:
+                        yield from self._members(found, archive)
+                    except WalkError as error:
+                        stop = error
+                    found.failure = stop.failure if stop else archive.failure
+                    found.warnings += archive.warnings
+                    self._on_enter(found.path)
+            self._complete(found, reader)
+            yield found
+        finally:
+            self._held -= held
+            if found.stream:
+                found.stream.close()
+        if stop:
+            raise stop
+
+    def _hold(self, found: FoundObject) -> int:
+        """Let an archive stay in memory while its members are read, unless archives around it fill the memory already."""
+        if not isinstance(found.stream, BytesIO):
+            return 0
+        assert found.length is not None
+        if self._held + found.length > self._limits.max_memory_bytes:
+            found.stream = spill(found.stream)
+            return 0
+        self._held += found.length
+        return found.length
+
+    def _archive(self, found: FoundObject, reader: HashingReader | None) -> Archive:
+        assert found.stream is not None
+        assert found.length is not None
+        found.stream.seek(0)
+        if found.file_type == "zip":
+            return ZipArchive(found.stream, found.length, self._budget)
+        read = reader.read if reader else partial(read_source, found.stream)
+        if found.file_type == "tar":
+            return TarArchive(read, self._budget, metered=False)
+        name = os_path(found.path) if found.member_name is None else found.member_name.encode("utf-8", "surrogateescape")
+        return CompressedFile(found.file_type, read, found.length, name.rpartition(b"/")[2], self._budget)
+
+    def _complete(self, found: FoundObject, reader: HashingReader | None) -> None:
+        """Make the row of an object true: its hash where it was being read, and whether the file stayed as it was listed."""
+        try:
+            if reader:
+                self._finish(found, reader)
+        except MemberError as error:
+            found.failure = found.failure or error.failure
+        if found.stream:
+            found.stream.seek(0)
+        if found.depth == 0:
+            status = os.fstat(self._stream.fileno())
+            listed = self._file.length, self._file.mtime_ns
+            if listed != (status.st_size, status.st_mtime_ns) or found.length != self._file.length:
+                found.warnings.append(CHANGED)
+
+    def _members(self, parent: FoundObject, archive: Archive) -> Iterator[FoundObject]:
+        seen = NameMap()
+        members = iter(archive)
+        while (member := self._next(members, archive)) is not None:
+            self._budget.count_member()
+            address = member_address(parent.path, member.name, seen.count(member.name))
+            self._on_enter(address)
+            found = FoundObject(
+                path=address,
+                original_path=parent.original_path,
+                depth=parent.depth + 1,
+                file_type="",
+                length=_fitting(member.length),
+                compressed_length=_fitting(member.compressed_length),
+                mtime_ns=_fitting(member.mtime_ns),
+                content_hash=None,
+                stream=None,
+                failure=self._refused.get(address) or member.failure,
+                warnings=[],
+                member_name=member.name.decode("utf-8", "surrogateescape"),
+            )
+            stop = None if found.failure else self._take_out(found, member)
+            if found.failure:
+                yield found
+            else:
+                yield from self._object(found)
+            if stop:
+                raise stop
+
+    @staticmethod
+    def _next(members: Iterator[Member], archive: Archive) -> Member | None:
+        try:
+            return next(members, None)
+        except (WalkError, PixelsError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary to hostile structure: it costs the rest of this archive, never the walk
+            logger.exception("an archive could not be understood")
+            code, message = "bad_structure", f"The structure of the archive cannot be understood ({type(error).__name__})."
+            archive.failure = Failure(Status.CORRUPT, code, message)
+            return None
+
+    def _take_out(self, found: FoundObject, member: Member) -> WalkError | None:
+        """Read a member in full; what goes wrong becomes its failure, and what also ends the walk is returned."""
+        try:
+            kept = keep(member.chunks(), self._limits.max_memory_bytes)
+        except MemberError as error:
+            found.failure = error.failure
+            if error.failure.code == "size_mismatch":
+                found.length = None
+            return None
+        except WalkError as error:
+            found.failure = error.failure
+            return error
+        except MemoryError:
+            found.failure = OUT_OF_MEMORY
+            return None
+        found.length, found.content_hash, found.stream = kept.length, kept.content_hash, kept.stream
+        self._identify(found)
+        return None
+
+
+def _fitting(number: int | None) -> int | None:
+    return number if number is not None and abs(number) <= _MOST else None

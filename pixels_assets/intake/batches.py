@@ -1,0 +1,135 @@
+"""Batches: sealed manifests of the files that one run works through.
+
+Holds the key of a batch, how a stream of files is cut into batches, and the manifest file. Must not list folders or know what changed.
+
+A manifest is gzipped JSON Lines, one `SourceFile` a line, at ``<folder>/<key>.jsonl.gz``. It is written once, under its final name only when complete,
+and never changes: running its batch again is exact.
+"""
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from pixels_assets.errors import BatchError, LakeError
+from pixels_assets.intake.objects import Change, Failure, SourceFile, Status
+
+KEY = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9]{4}")
+_SUFFIX = ".jsonl.gz"
+_PER_MOMENT = 9_999
+
+
+class Manifests:
+    """The sealed batches of one lake.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the manifest files lie; made when the first batch is sealed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keys(self) -> list[str]:
+        """Keys of all sealed batches, oldest first."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
+
+    def load(self, key: str) -> list[SourceFile]:
+        """Files of one batch, in the order in which they were found.
+
+        Raises
+        ------
+        BatchError
+            There is no such batch in this lake.
+        """
+        return list(self._lines(key))
+
+    def digest(self, key: str) -> str:
+        """First 16 hex digits of the manifest's SHA-256: the same batch key in another lake has another digest."""
+        return sha256(self._read(key)).hexdigest()[:16]
+
+    def seal(self, files: Iterable[SourceFile], *, now: datetime | None = None) -> str:
+        """Write one manifest and return the key of the new batch, greater than every key before it.
+
+        The caller holds the lock under which files are compared with what is known, so that no file is sealed twice.
+
+        Raises
+        ------
+        LakeError
+            The folder cannot be written.
+        """
+        key = next_key(self.keys(), now or datetime.now(UTC))
+        unfinished = self.folder / f".{key}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+                for file in files:
+                    packed.write(json.dumps(asdict(file), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+                packed.close()
+                raw.flush()
+                os.fsync(raw.fileno())
+            unfinished.replace(self._file(key))
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            msg = f"cannot seal a batch in {self.folder}: {error.strerror}; free space or grant write access, then run again"
+            raise LakeError(msg) from error
+        return key
+
+    def _lines(self, key: str) -> Iterator[SourceFile]:
+        for line in gzip.decompress(self._read(key)).splitlines():
+            row = json.loads(line)
+            failure = row.pop("failure")
+            row["change"] = Change(row["change"])
+            yield SourceFile(**row, failure=Failure(Status(failure["status"]), failure["code"], failure["message"]) if failure else None)
+
+    def _read(self, key: str) -> bytes:
+        if not KEY.fullmatch(key):
+            msg = f"batch key {key!r} does not look like 20260102T030405-0001; `pixels status` lists the batches"
+            raise BatchError(msg)
+        try:
+            return self._file(key).read_bytes()
+        except FileNotFoundError:
+            msg = f"batch {key!r} has no manifest in {self.folder}: it belongs to another lake or was never sealed; `pixels status` lists the batches"
+            raise BatchError(msg) from None
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+
+def next_key(keys: list[str], now: datetime) -> str:
+    """Key after all of `keys`: ``<UTC second>-<number within it>``, sortable as text even when the clock steps back."""
+    moment, number = now.strftime("%Y%m%dT%H%M%S"), 1
+    if keys and keys[-1][:15] >= moment:
+        moment, number = keys[-1][:15], int(keys[-1][16:]) + 1
+        if number > _PER_MOMENT:
+            later = datetime.strptime(moment, "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp() + 1
+            moment, number = datetime.fromtimestamp(later, UTC).strftime("%Y%m%dT%H%M%S"), 1
+    return f"{moment}-{number:04d}"
+
+
+def cut(files: Iterable[SourceFile], *, max_files: int, max_bytes: int) -> Iterator[list[SourceFile]]:
+    """Cut a stream of files into batches, in order, each at most `max_files` long and `max_bytes` heavy (one larger file is a batch of its own).
+
+    Removed files weigh nothing: there is nothing to read.
+    """
+    batch: list[SourceFile] = []
+    weight = 0
+    for file in files:
+        size = 0 if file.change is Change.REMOVED else file.length
+        if batch and (len(batch) >= max_files or weight + size > max_bytes):
+            yield batch
+            batch, weight = [], 0
+        batch.append(file)
+        weight += size
+    if batch:
+        yield batch

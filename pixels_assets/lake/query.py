@@ -1,0 +1,141 @@
+"""Reading the lake: lazy frames, SQL, and the figures that `pixels status` shows.
+
+Must not write. `pixels_assets.lake.commit` writes.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import duckdb
+import polars as pl
+from deltalake import DeltaTable
+
+from pixels_assets.errors import UsageError
+from pixels_assets.lake.changes import manifests
+from pixels_assets.lake.commit import committed, open_table
+from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES
+
+
+@dataclass(frozen=True, slots=True)
+class LakeStatus:
+    """What a lake holds.
+
+    Parameters
+    ----------
+    versions : dict of str to int
+        Delta version by table.
+    rows : dict of str to int
+        Rows by table.
+    statuses : dict of str to int
+        Objects of `object_catalog` by status.
+    batches, pending : list of str
+        All sealed batches; those that have not run to the end.
+    quarantine : list of (status, error_code, objects, due)
+        Objects in quarantine, and how many of them are due for another attempt.
+    patients, studies, series, instances : int
+        Distinct values among indexed objects.
+    bytes : int
+        Bytes of the loose files and archives now known.
+    """
+
+    versions: dict[str, int]
+    rows: dict[str, int]
+    statuses: dict[str, int]
+    batches: list[str]
+    pending: list[str]
+    quarantine: list[tuple[str, str, int, int]]
+    patients: int
+    studies: int
+    series: int
+    instances: int
+    bytes: int
+
+
+def exists(lake: Path) -> bool:
+    """Whether there is a lake in this folder."""
+    return DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name))
+
+
+def scan(lake: Path, table: str) -> pl.LazyFrame:
+    """One table as a lazy frame.
+
+    Raises
+    ------
+    UsageError
+        There is no such table, or no lake.
+    """
+    if table not in TABLES:
+        near = get_close_matches(table, TABLES, 3)
+        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(TABLES)}")
+        raise UsageError(msg)
+    _require(lake)
+    return pl.scan_delta(open_table(lake, table))
+
+
+def connect(lake: Path) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory DuckDB with every table of the lake as a view; nothing can be written to the lake through it."""
+    _require(lake)
+    connection = duckdb.connect()
+    for name in TABLES:
+        connection.register(name, open_table(lake, name).to_pyarrow_dataset())
+    return connection
+
+
+def pending_batches(lake: Path) -> list[str]:
+    """Sealed batches that have not run to the end, oldest first."""
+    sealed = manifests(lake).keys()
+    finished = committed(lake, QUARANTINE, sealed)
+    return [key for key in sealed if key not in finished]
+
+
+def status(lake: Path) -> LakeStatus:
+    """Figures of a lake."""
+    catalog = scan(lake, OBJECT_CATALOG.name)
+    indexed = catalog.filter(pl.col("status") == "indexed")
+    distinct = indexed.select(
+        patients=pl.col("PatientID").drop_nulls().n_unique(),
+        studies=pl.col("StudyInstanceUID").drop_nulls().n_unique(),
+        series=pl.col("SeriesInstanceUID").drop_nulls().n_unique(),
+        instances=pl.col("SOPInstanceUID").drop_nulls().n_unique(),
+    ).collect()
+    statuses = catalog.group_by("status").len().sort("status").collect()
+    loose = catalog.filter(pl.col("path") == pl.col("original_path")).select(pl.col("length").sum()).collect().item()
+    quarantine = (
+        scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
+    )
+    return LakeStatus(
+        versions={name: open_table(lake, name).version() for name in TABLES},
+        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in TABLES},
+        statuses=dict(statuses.iter_rows()),
+        batches=manifests(lake).keys(),
+        pending=pending_batches(lake),
+        quarantine=list(quarantine.iter_rows()),
+        patients=distinct["patients"].item(),
+        studies=distinct["studies"].item(),
+        series=distinct["series"].item(),
+        instances=distinct["instances"].item(),
+        bytes=int(loose or 0),
+    )
+
+
+def quarantined_batches(lake: Path, statuses: Collection[str]) -> dict[str, int]:
+    """Objects in quarantine with one of these statuses, by batch; all statuses when none is named."""
+    rows = scan(lake, QUARANTINE.name)
+    if statuses:
+        rows = rows.filter(pl.col("status").is_in(list(statuses)))
+    return dict(rows.group_by("batch").len().sort("batch").collect().iter_rows())
+
+
+def quarantined_files(lake: Path, batch: str, statuses: Collection[str]) -> frozenset[str]:
+    """Outermost files of a batch that hold an object in quarantine with one of these statuses."""
+    rows = scan(lake, QUARANTINE.name).filter(pl.col("batch") == batch, pl.col("status").is_in(list(statuses)))
+    return frozenset(rows.select("original_path").unique().collect()["original_path"])
+
+
+def _require(lake: Path) -> None:
+    if not exists(lake):
+        msg = f"there is no lake in {lake}; make one with `pixels ingest SRC --lake {lake}`"
+        raise UsageError(msg)
+

@@ -1,0 +1,114 @@
+"""Group `extract`: everything that one read of each object gives, as one multi-asset of which any part may be materialized alone.
+
+`unzipped_archives` belongs to it because whether a member can be read is known only once it was read, and a compressed TAR is read once.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+
+from pixels_assets.dicom.thumbnails import contact_sheet
+from pixels_assets.engines.indexing import IndexSpec, Tally
+from pixels_assets.engines.run import index_batch
+from pixels_assets.intake.objects import Status
+from pixels_assets.lake.changes import manifests
+from pixels_assets.lake.query import quarantined_files, scan
+from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
+from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
+from pixels_assets.orchestration.metadata import asset_key, counts, definition, materialization, picture
+from pixels_assets.orchestration.partitions import BATCH
+from pixels_assets.orchestration.resources import EngineResource, LakeResource
+from pixels_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_SHEET_IMAGES = 48
+_PROGRESS_SECONDS = 5.0
+
+
+def _spec(table: Table, group: str, kinds: set[str], deps: list[Table], code_version: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        asset_key(table),
+        deps=[asset_key(dep) for dep in deps],
+        description=table.meaning,
+        group_name=group,
+        kinds=kinds,
+        metadata=definition(table),
+        code_version=code_version,
+        skippable=True,
+    )
+
+
+class IndexConfig(dg.Config):
+    """What to make of a batch's objects; the defaults come from the environment."""
+
+    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: PIXELS_THUMBNAIL_SIZE, else 256.")
+    extract_to: str | None = Field(default=None, description="Folder to extract archive members to. Default: PIXELS_EXTRACT_TO, else read in place only.")
+    preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: PIXELS_PREVIEW, else true.")
+    retry: list[str] = Field(default_factory=list, description="Read again only the files with an object in quarantine under one of these statuses.")
+
+
+@dg.multi_asset(
+    name="index_objects",
+    specs=[
+        _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
+        _spec(DICOM_METADATA, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(THUMBNAILS, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+    ],
+    can_subset=True,
+    partitions_def=BATCH,
+    retry_policy=ENVIRONMENT_RETRY,
+)
+def index_objects(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource) -> Iterator[dg.MaterializeResult]:
+    with failing_clearly():
+        started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
+        settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
+        files = manifests(root).load(batch)
+        only = quarantined_files(root, batch, [Status(status) for status in config.retry]) if config.retry else None
+        outputs = frozenset(key.path[-1] for key in context.selected_asset_keys)
+        spec = IndexSpec(root, batch, f"{context.run_id}-{context.retry_number}", outputs, settings)
+        with engine.start() as running:
+            indexed = index_batch(running, spec, files, run_id=context.run_id, only=only, progress=_Progress())
+        seconds = time.monotonic() - started
+        for table in (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS):
+            if table.name in outputs:
+                figures = materialization(root, table, indexed.commits[table.name], seconds, len(files))
+                yield dg.MaterializeResult(asset_key=asset_key(table), metadata=figures | _more(table, indexed.tally, settings, spec))
+
+
+class _Progress:
+    """Logs how far a batch is, every few seconds."""
+
+    def __init__(self) -> None:
+        self._started, self._next = time.monotonic(), _PROGRESS_SECONDS
+
+    def __call__(self, objects: int) -> None:
+        elapsed = time.monotonic() - self._started
+        if elapsed >= self._next:
+            self._next = elapsed + _PROGRESS_SECONDS
+            logger.info("%d objects read, %.0f per second", objects, objects / elapsed)
+
+
+def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> dict[str, object]:
+    """What only one of the tables has to say."""
+    if table is DICOM_METADATA:
+        return {"objects": tally.objects, "source_bytes": tally.bytes, "statuses": counts("status", tally.statuses), "errors": counts("error", tally.codes)}
+    if table is THUMBNAILS:
+        said: dict[str, object] = {"thumbnails": counts("outcome", tally.thumbnails)}
+        sheet = _contact_sheet(spec) if settings.preview else b""
+        return said | ({"preview": picture(sheet)} if sheet else {})
+    return {}
+
+
+def _contact_sheet(spec: IndexSpec) -> bytes:
+    """Thumbnails spread evenly over the batch, side by side; empty when it has none."""
+    images = scan(spec.lake, THUMBNAILS.name).filter(pl.col("batch") == spec.batch, pl.col("status") == "ok")
+    paths = images.select("path").collect()["path"].sort()
+    if paths.is_empty():
+        return b""
+    chosen = paths.gather_every(max(1, -(-len(paths) // _SHEET_IMAGES)))
+    return contact_sheet(images.filter(pl.col("path").is_in(chosen.implode())).sort("path").select("thumbnail").collect()["thumbnail"].to_list())

@@ -1,0 +1,90 @@
+"""Jobs: look for files, and take a batch through the whole lineage."""
+
+import dagster as dg
+from pydantic import Field
+
+from pixels_assets.errors import UsageError
+from pixels_assets.intake.objects import file_address
+from pixels_assets.lake.changes import Discovery, Position, discover
+from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
+from pixels_assets.orchestration.failures import failing_clearly
+from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.partitions import BATCH, register
+from pixels_assets.orchestration.resources import LakeResource, SourcesResource
+
+ingest_batch = dg.define_asset_job(
+    "ingest_batch",
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))),
+    description="Take one batch of files through the whole lineage: listed, read, catalogued.",
+    partitions_def=BATCH,
+)
+
+
+class DiscoverConfig(dg.Config):
+    """Which folders to list, and how."""
+
+    sources: list[str] = Field(default_factory=list, description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
+    mode: str = Field(default="append", description="`append`: only what changed. `overwrite`: everything again, and forget all other files.")
+
+
+@dg.op(description="List the sources, seal what changed into batches and make them partitions.", out=dg.Out(list[str]))
+def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: LakeResource, sources: SourcesResource) -> list[str]:
+    with failing_clearly():
+        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode))
+    context.add_output_metadata(
+        {
+            "batches": len(found.batches),
+            "listed": found.listed,
+            "unchanged": found.unchanged,
+            "waiting": found.waiting,
+            "changes": counts("change", {change.value: count for change, count in found.changes.items()}),
+            "skipped": counts("kind", found.skipped),
+        }
+    )
+    return found.batches
+
+
+@dg.job(name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then.")
+def discover_job() -> None:
+    seal_batches()
+
+
+def look(
+    instance: dg.DagsterInstance,
+    lake: LakeResource,
+    sources: SourcesResource,
+    folders: list[str],
+    *,
+    overwrite: bool = False,
+    position: Position | None = None,
+    seconds: float | None = None,
+) -> Discovery:
+    """One look at the sources; what it seals becomes partitions.
+
+    Raises
+    ------
+    UsageError
+        No folder is given.
+    """
+    if not folders:
+        msg = "no source folder is given; name some in the run config of `discover`, or set PIXELS_SOURCES"
+        raise UsageError(msg)
+    settings = sources.settings()
+    root = lake.prepared()
+    apart = [folder for folder in (root, settings.extract_to) if folder]
+    found = discover(
+        root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, exclude=[file_address(folder.resolve()) for folder in apart]
+    )
+    register(instance, found.batches)
+    return found
+
+
+def is_overwrite(mode: str) -> bool:
+    """Whether a mode of ingestion starts over."""
+    if mode not in {"append", "overwrite"}:
+        msg = f"mode is {mode!r}; use append or overwrite"
+        raise UsageError(msg)
+    return mode == "overwrite"
+
+
+JOBS = [ingest_batch, discover_job]

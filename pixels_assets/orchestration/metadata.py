@@ -1,0 +1,66 @@
+"""What materializations say about themselves. No patient data but the contact sheet, which a setting switches off."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from pixels_assets.lake.commit import CommitResult
+from pixels_assets.lake.schema import Table
+
+
+def column_schema(table: Table) -> dg.TableSchema:
+    """Columns of a table as Dagster shows them."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(column.name, str(column.type), description=column.meaning, constraints=dg.TableColumnConstraints(nullable=column.nullable))
+            for column in table.columns
+        ]
+    )
+
+
+def asset_key(table: Table) -> dg.AssetKey:
+    """Key of the asset that a table is."""
+    return dg.AssetKey(["pixels", table.name])
+
+
+def definition(table: Table) -> dict[str, object]:
+    """Metadata that belongs on an asset's definition."""
+    return {"dagster/column_schema": column_schema(table), "dagster/table_name": table.name, "dagster/storage_kind": "deltalake"}
+
+
+def column_lineage(table: Table, origins: Mapping[str, Sequence[Table]]) -> dg.TableColumnLineage:
+    """Which column of which table each column of `table` comes from; columns of the same name in the first table that has them."""
+    deps: dict[str, list[dg.TableColumnDep]] = {}
+    for column in table.columns:
+        for origin in origins.get(column.name, origins.get("*", ())):
+            if column.name in origin.column_names:
+                deps[column.name] = [dg.TableColumnDep(asset_key(origin), column.name)]
+                break
+    return dg.TableColumnLineage(deps)
+
+
+def materialization(lake: Path, table: Table, result: CommitResult, seconds: float, files: int) -> dict[str, object]:
+    """Figures of one materialization: rows, bytes, seconds, files per second, and where it is."""
+    return {
+        "dagster/partition_row_count": result.rows,
+        "dagster/uri": str(lake / table.name),
+        "bytes": result.size,
+        "seconds": round(seconds, 3),
+        "files": files,
+        "files_per_second": round(files / seconds, 1) if seconds else 0.0,
+        "delta_version": result.version,
+        "commit_attempts": result.attempts,
+    }
+
+
+def counts(title: str, values: Mapping[str, int]) -> dg.MetadataValue:
+    """A small table of counts."""
+    lines = [f"| {title} | count |", "| --- | ---: |", *(f"| {name} | {count} |" for name, count in sorted(values.items()))]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def picture(jpeg: bytes) -> dg.MetadataValue:
+    """An image that the UI shows in place."""
+    return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})")

@@ -1,0 +1,211 @@
+"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import dagster as dg
+
+from pixels_assets.definitions import build_definitions
+from pixels_assets.errors import PixelsError, UsageError
+from pixels_assets.intake.listing import Listing
+from pixels_assets.intake.objects import Status
+from pixels_assets.lake.changes import Discovery, manifests
+from pixels_assets.lake.query import pending_batches, quarantined_batches
+from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
+from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.partitions import register
+from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources
+from pixels_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+_LONGEST_WAIT = 10.0
+_FAILURES_IN_A_ROW = 3
+
+
+@dataclass(slots=True)
+class Ingested:
+    """What one call of `ingest` or `retry` did.
+
+    Parameters
+    ----------
+    discovery : Discovery
+        What the look at the sources found; empty for a retry.
+    batches : list of str
+        Batches that ran to the end, in order.
+    failed : dict of str to str
+        Why a batch did not, by batch. Their files are taken again by the next call.
+    files : int
+        Files of the batches that ran.
+    seconds : float
+        Wall time, listing included.
+    """
+
+    discovery: Discovery = field(default_factory=Discovery)
+    batches: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    files: int = 0
+    seconds: float = 0.0
+
+
+def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mode: str = "append", say: Say = logger.info) -> Ingested:
+    """List sources, and run every batch that has not run to the end: new ones and those of an interrupted earlier call.
+
+    Parameters
+    ----------
+    settings : Settings
+    sources : sequence of path
+        Folders, at least one.
+    mode : str
+        ``append``: only what changed. ``overwrite``: everything again, all other files leave the catalog.
+    say : callable
+        Told how it goes, a line at a time.
+
+    Raises
+    ------
+    SourceMissingError, UsageError
+        Before anything was written.
+    PixelsError
+        The environment failed; what was finished stays, and the next call goes on.
+    """
+    overwrite = is_overwrite(mode)
+    if not sources:
+        msg = "no source folder is given"
+        raise UsageError(msg)
+    folders = [os.fspath(source) for source in sources]
+    for folder in folders:
+        Listing(folder)
+    started = time.monotonic()
+    with shared_instance() as instance:
+        resources = default_resources(settings)
+        lake, watched = resources["lake"], resources["sources"]
+        assert isinstance(lake, LakeResource)
+        assert isinstance(watched, SourcesResource)
+        found = look(instance, lake, watched, folders, overwrite=overwrite)
+        ran = Ingested(found)
+        _say_found(found, say)
+        _run_pending(settings, instance, ran, say)
+        waited = _wait(found, settings, say)
+        if waited:
+            again = look(instance, lake, watched, folders)
+            found.batches += again.batches
+            found.waiting = again.waiting
+            for change, count in again.changes.items():
+                found.changes[change] += count
+            _say_found(again, say)
+            _run_pending(settings, instance, ran, say)
+    ran.seconds = time.monotonic() - started
+    return ran
+
+
+def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info) -> Ingested:
+    """Give objects in quarantine a new attempt: the files that hold them are read again, in the batches that they belong to.
+
+    Parameters
+    ----------
+    settings : Settings
+    statuses : sequence of str
+        Only objects with one of these; all when empty.
+    say : callable
+        Told how it goes, a line at a time.
+    """
+    started, ran = time.monotonic(), Ingested()
+    batches = quarantined_batches(settings.lake, statuses)
+    with shared_instance() as instance:
+        register(instance, list(batches))
+        for number, (batch, objects) in enumerate(batches.items(), start=1):
+            say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
+            _run(settings, instance, batch, ran, retried=list(statuses) or [status.value for status in Status])
+    ran.seconds = time.monotonic() - started
+    return ran
+
+
+def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say) -> None:
+    pending = [batch for batch in pending_batches(settings.lake) if batch not in ran.failed]
+    register(instance, pending)
+    in_a_row = 0
+    for number, batch in enumerate(pending, start=1):
+        say(f"batch {batch} ({number} of {len(pending)})")
+        in_a_row = 0 if _run(settings, instance, batch, ran) else in_a_row + 1
+        if in_a_row == _FAILURES_IN_A_ROW:
+            msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
+            raise PixelsError(msg)
+
+
+def _run(settings: Settings, instance: dg.DagsterInstance, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
+    """Run the lineage of one batch in this process; True when it came to the end."""
+    definitions = build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)})
+    result = definitions.resolve_job_def("ingest_batch").execute_in_process(
+        partition_key=batch,
+        instance=instance,
+        run_config=_run_config(settings, retried),
+        tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+        raise_on_error=False,
+    )
+    if result.success:
+        ran.batches.append(batch)
+        ran.files += len(manifests(settings.lake).load(batch))
+        return True
+    ran.failed[batch] = _reason(result)
+    logger.error("batch %s failed: %s", batch, ran.failed[batch])
+    return False
+
+
+def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]:
+    """Everything that the run needs to know, so that it can be read and repeated in the UI."""
+    return {
+        "resources": {
+            "lake": {"config": {"root": str(settings.lake)}},
+            "engine": {"config": {"workers": settings.workers, "object_seconds": settings.object_seconds, "worker_bytes": settings.worker_bytes}},
+        },
+        "ops": {
+            "index_objects": {
+                "config": {
+                    "thumbnail_size": settings.thumbnail_size,
+                    "preview": settings.preview,
+                    "retry": list(retried),
+                }
+                | ({"extract_to": str(settings.extract_to)} if settings.extract_to else {})
+            },
+            "pixels__quarantine": {"config": {"retry": list(retried)}},
+        },
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+    }
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    """The sentence that explains a failed run: of our own errors the sentence itself, of others the type and where to look."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return str(data.user_failure_data.description)
+            if data.error is not None:
+                return f"{(data.error.cause or data.error).cls_name} in step {event.step_key}; run {result.run_id} in the UI has the whole story"
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and not event.asset_check_evaluation_data.passed:
+            check = event.asset_check_evaluation_data
+            if check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
+                return f"the check {check.check_name} did not pass; run {result.run_id} in the UI has the figures"
+    return f"run {result.run_id} in the UI has the whole story"
+
+
+def _say_found(found: Discovery, say: Say) -> None:
+    changes = ", ".join(f"{count} {change.value}" for change, count in found.changes.items() if count) or "nothing new"
+    others = "".join(f", {count} {kind} skipped" for kind, count in sorted(found.skipped.items()))
+    waiting = f", {found.waiting} waiting" if found.waiting else ""
+    say(f"{found.listed} files listed: {changes}, {found.unchanged} unchanged{waiting}{others}")
+
+
+def _wait(found: Discovery, settings: Settings, say: Say) -> bool:
+    """Wait until files that were being written while they were listed have been quiet for long enough."""
+    if found.ready_ns is None:
+        return False
+    seconds = min(found.ready_ns / 1e9 - time.time(), settings.quiet_seconds, _LONGEST_WAIT)
+    if seconds > 0:
+        say(f"waiting {seconds:.1f} s: {found.waiting} files are younger than {settings.quiet_seconds:g} s")
+        time.sleep(seconds)
+    return True

@@ -126,7 +126,8 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
     with lake_errors("create the lake", lake):
         lake.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        if (lake / table.name / "_delta_log").is_dir() and not _additions(open_table(lake, table.name), table):
+        # A process that was stopped while it created a table leaves a log without entries.
+        if DeltaTable.is_deltatable(str(lake / table.name)) and not _additions(open_table(lake, table.name), table):
             continue
         with table_lock(lake, table.name, LOCK_SECONDS), _delta_errors(f"create the table {table.name}", lake / table.name):
             delta = DeltaTable.create(

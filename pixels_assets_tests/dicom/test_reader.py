@@ -132,12 +132,12 @@ def packaged_files():
     roots = [DATA]
     if (spec := importlib.util.find_spec("data_store")) is not None and spec.origin is not None:
         roots.append(Path(spec.origin).parent)
-    files = []
-    for root in roots:
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and looks_like_dicom(path.read_bytes()[:1024]):
-                files.append(pytest.param(path, id=str(path.relative_to(root))))
-    return files
+    return [
+        pytest.param(path, id=str(path.relative_to(root)))
+        for root in roots
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and looks_like_dicom(path.read_bytes()[:1024])
+    ]
 
 
 def corpus_files():
@@ -468,7 +468,7 @@ def test_an_empty_file_and_a_prefix_alone_have_no_elements():
 
 def test_encapsulated_pixels_cut_short_cost_only_the_pixels():
     data = (DATA / "test_files" / "JPEG2000.dcm").read_bytes()
-    cut = data[: data.index(b"\xe0\x7f\x10\0OB") + 500]
+    cut = data[: data.index(b"\xe0\x7f\x10\0OB") + 200]
     found = header_of(cut)
     assert "pixel_data_truncated" in found.warnings
     assert json.loads(found.meta) == {tag: item for tag, item in json.loads(header_of(data).meta).items() if tag <= "7FE00010"}
@@ -597,6 +597,14 @@ def test_character_sets_are_decoded_as_pydicom_does_and_oddities_flagged():
         assert word in found.warnings
         assert found.values["PatientName"]
         assert assert_equal_to_pydicom(data)
+
+
+def test_a_character_set_that_makes_python_raise_costs_only_itself():
+    item = element(0x00080005, "CS", b"IS\0_IR 192 ") + element(0x00080104, "LO", b"M\xfcll")
+    sequence = element(0x00081032, "SQ", struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item)
+    found = header_of(part_10(element(0x00080005, "CS", b"IS\0_IR 100 ") + IDENTITY + sequence + element(0x00100010, "PN", b"M\xfcll")))
+    assert found.warnings == ["charset_unknown"]
+    assert found.values["PatientName"] == "Müll"
 
 
 def test_nothing_is_warned_or_logged_about_values(caplog, recwarn):

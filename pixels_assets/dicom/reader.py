@@ -167,15 +167,15 @@ def _read(stream: BinaryIO, length: int, offset: int, notes: Notes, max_deflated
         window = Window(content, length)
 
     encoding = find_encoding(window, start, declared_encoding(declared))
-    elements: Elements = dict(command)
+    elements: Elements = {}
     pixels = _read_data_set(window, start, encoding, elements, notes)
+    elements.update(command)
     # Behind file meta information anything is a data set, private elements alone too; without it, text would pass for one.
     if not (elements if file_meta else any(tag > 0x0002FFFF and dictionary_has_tag(tag) for tag in elements)):
         return Unreadable("no_elements", "No data element could be read behind the file meta information or preamble.", "corrupt")
 
     dataset = FileDataset(cast(BinaryIO, window), elements, preamble, file_meta, encoding.implicit, encoding.little)
     dataset.set_original_encoding(encoding.implicit, encoding.little, charset_of(elements, default_encoding, notes))
-    _load_deferred(dataset, window)
     references = {met.tag: _pixel_vr(met, dataset, encoding) for met in pixels if met.length}
     for met in pixels:
         if not met.length:
@@ -230,13 +230,11 @@ def _groups_before(window: Window, start: int, notes: Notes) -> tuple[FileMetaDa
             reader = ElementReader(window, little=True, notes=notes, defer_bytes=DEFER_BYTES)
             reader.read(elements, default_encoding, implicit=implicit, stop=lambda tag, group=group: tag >> 16 != group)  # type: ignore[misc]
             start = window.tell()
+            _load_deferred(window, elements)
         groups.append(elements)
         encodings.append(implicit)
     file_meta = FileMetaDataset(data_set(groups[0], default_encoding, implicit=encodings[0], little=True, notes=notes))
     file_meta.set_original_encoding(encodings[0], True, default_encoding)
-    at = window.tell()
-    _load_deferred(file_meta, window)
-    window.seek(at)
     return file_meta, groups[1], start
 
 
@@ -289,6 +287,7 @@ def _read_data_set(window: Window, start: int, encoding: Encoding, elements: Ele
         if not whole:
             notes.add("pixel_data_truncated")
             break
+    _load_deferred(window, elements)
     return pixels
 
 
@@ -314,14 +313,20 @@ def _skip_fragments(window: Window, *, little: bool) -> bool:
     return False
 
 
-def _load_deferred(dataset: Dataset, window: Window) -> None:
+def _load_deferred(window: Window, elements: Elements) -> None:
     """Load the values that were left in the file for their length alone: they are not binary, or the length was a lie."""
-    for tag, raw in list(dataset.items()):
+    around = Dataset(elements)
+    at = window.tell()
+    for tag, raw in list(elements.items()):
         if isinstance(raw, RawDataElement) and raw.value is None and raw.length:
-            short = window.end - raw.value_tell <= DEFER_BYTES
-            if short or vr_of(raw, dataset) not in BINARY_VRS:
+            try:
+                binary = vr_of(raw, around) in BINARY_VRS
+            except Exception:  # a private creator that pydicom cannot convert
+                binary = False
+            if not binary or window.end - raw.value_tell <= DEFER_BYTES:
                 window.seek(raw.value_tell)
-                dataset[tag] = raw._replace(value=window.read(raw.length))
+                elements[tag] = raw._replace(value=window.read(raw.length))
+    window.seek(at)
 
 
 def _pixel_vr(met: Met, dataset: Dataset, encoding: Encoding) -> str:

@@ -2,8 +2,8 @@
 
 Holds modality and VOI transformations, palettes, colour spaces, and the shape on screen. Must not read files, decode or encode.
 
-Large frames are reduced in bands of rows *before* they are windowed: averaging first costs a grey level or two and is many times faster, and nothing as
-large as the frame is ever allocated.
+Large frames are reduced in bands of rows *before* they are windowed: averaging first costs a grey level or two and is many times faster, and
+nothing as large as the frame is ever allocated.
 """
 
 import math
@@ -15,7 +15,7 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixels_assets.dicom.codecs import Array, NoPixels
+from pixels_assets.dicom.codecs import Array, NoPixels, Reason
 from pixels_assets.dicom.pixels import Frame, number, numbers, text, value
 
 Grey = NDArray[np.uint8]
@@ -57,7 +57,7 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
     photometric = frame.description.photometric
     if samples > 1 and frame.array.dtype.kind != "f":
         if photometric in ("CMYK", "ARGB", "HSV"):
-            raise NoPixels("unsupported_photometric", "the photometric interpretation is a retired one that is not shown")
+            raise NoPixels(Reason.UNSUPPORTED_PHOTOMETRIC, "the photometric interpretation is a retired one that is not shown")
         shown = _render_colour(frame, height, width)
     elif samples == 1 and photometric == "PALETTE COLOR" and (palette := read_palette(dataset)) is not None:
         shown = _to_bytes(_shrink(frame.array, height, width, palette.colours))
@@ -143,7 +143,9 @@ def _average(array: Array, down: int, across: int) -> Floats:
 
 
 def _to_bytes(values: Floats) -> Grey:
-    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
+    values = values + np.float32(0.5)
+    np.clip(values, 0, 255, out=values)
+    return values.astype(np.uint8)
 
 
 # Colour
@@ -197,7 +199,6 @@ def read_palette(dataset: pydicom.Dataset) -> Palette | None:
         if len(descriptor) != 3:
             return None
         entries, first, bits = int(descriptor[0]) or 65536, int(descriptor[1]), int(descriptor[2])
-        entries %= 65536 + 1
         raw = value(dataset, f"{colour}PaletteColorLookupTableData")
         if raw is not None:
             channel = _lut_entries(raw, entries, bits, dataset)
@@ -205,11 +206,14 @@ def read_palette(dataset: pydicom.Dataset) -> Palette | None:
             channel = _expand_segments(_lut_entries(value(dataset, f"Segmented{colour}PaletteColorLookupTableData"), None, bits, dataset), entries)
         if not channel.size:
             return None
-        channels.append(_to_eight_bits(channel))
+        channels.append(channel)
     shortest = min(map(len, channels))
+    table = np.stack([channel[:shortest] for channel in channels], axis=1)
+    if table.max() > 255:  # entries of 16 bits that never pass 255 were meant as 8
+        table >>= 8
     if first > 32767 and number(dataset, "PixelRepresentation") == 1:
         first -= 65536
-    return Palette(first, np.stack([channel[:shortest] for channel in channels], axis=1))
+    return Palette(first, table.astype(np.uint8))
 
 
 def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.Dataset) -> NDArray[np.uint16]:
@@ -231,11 +235,6 @@ def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.D
         words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype("<u2").view(np.uint8)
         return words[:entries].astype(np.uint16)
     return np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype(np.uint16)[:entries]
-
-
-def _to_eight_bits(channel: NDArray[np.uint16]) -> Grey:
-    """Scale entries to 8 bits; 16-bit entries that never pass 255 were meant as 8."""
-    return (channel >> 8 if channel.max() > 255 else channel).astype(np.uint8)
 
 
 def _expand_segments(words: NDArray[np.uint16], entries: int) -> NDArray[np.uint16]:
@@ -285,7 +284,7 @@ def _render_grey(frame: Frame, dataset: pydicom.Dataset, height: int, width: int
     if frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
         shown = _segments(values, frame, dataset)
     else:
-        shown = _voi(dataset, frame.index, known)(values)
+        shown = _voi(dataset, frame.index, known, values)(values)
     if frame.description.photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape") == "INVERSE":
         shown = np.invert(shown)
     return shown
@@ -363,7 +362,7 @@ def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
     return _Lut(first, table.astype(np.float32)) if table.size else None
 
 
-def _voi(dataset: pydicom.Dataset, index: int, known: Floats) -> Callable[[Floats], Grey]:
+def _voi(dataset: pydicom.Dataset, index: int, known: Floats, values: Floats) -> Callable[[Floats], Grey]:
     """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
 
     Parameters
@@ -371,11 +370,13 @@ def _voi(dataset: pydicom.Dataset, index: int, known: Floats) -> Callable[[Float
     dataset : pydicom.Dataset
     index : int
     known : numpy.ndarray, float32
-        Values that count, padding left out.
+        Sample of the values that count, padding left out.
+    values : numpy.ndarray, float32
+        All values that will be shown.
     """
     low, high = (float(bound) for bound in np.percentile(known, (1, 99), method="nearest"))
     if low == high:
-        low, high = float(known.min()), float(known.max())
+        low, high = float(min(known.min(), values.min())), float(max(known.max(), values.max()))
     if low == high:
         return _constant
     holder = functional_group(dataset, "FrameVOILUTSequence", index)
@@ -402,10 +403,12 @@ class _Window:
     sigmoid: bool = False
 
     def __call__(self, values: Floats) -> Grey:
-        scaled = (values.astype(np.float64) - self.low) / (self.high - self.low)
+        shown = values - np.float32(self.low)
         if self.sigmoid:
-            scaled = 1 / (1 + np.exp(-4 * np.clip(scaled - 0.5, -20, 20)))
-        return _to_bytes(np.clip(scaled, 0, 1) * 255)
+            shown = 1 / (1 + np.exp(-4 * np.clip(shown / np.float32(self.high - self.low) - np.float32(0.5), -20, 20)))
+            return _to_bytes(shown * np.float32(255))
+        shown *= np.float32(255 / (self.high - self.low))
+        return _to_bytes(shown)
 
 
 def _read_window(holder: pydicom.Dataset) -> _Window | None:
@@ -425,7 +428,7 @@ def _read_window(holder: pydicom.Dataset) -> _Window | None:
 
 def _is_useful(window: _Window, known: Floats, spread: float) -> bool:
     """Whether a window shows the image: not nearly all of it black or white, and not all of it one shade of grey."""
-    within = np.count_nonzero((known > window.low) & (known < window.high)) / known.size
+    within = int(np.count_nonzero((known > window.low) & (known < window.high))) / known.size
     width = window.high - window.low
     if math.isinf(width) or width > 40 * spread:
         return False

@@ -264,7 +264,9 @@ def _read_element(source: PixelSource) -> _Element:
         raise NoPixels(Reason.NO_PIXEL_DATA, "there is no pixel data element")
     vr = header[4:6]
     # Every pixel data VR starts with an odd letter, so an implicit VR length, which is even, is never mistaken for one.
-    if vr in _EXPLICIT_VRS and len(header) == 12:
+    if vr in _EXPLICIT_VRS:
+        if len(header) < 12:
+            raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the stream ends within the pixel data element's header")
         declared, start = int.from_bytes(header[8:12], order), source.offset + 12
     else:
         vr, declared, start = b"OW", int.from_bytes(header[4:8], order), source.offset + 8

@@ -20,6 +20,7 @@ from pixels_assets.dicom.pixels import Frame, number, numbers, text, value
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Block = tuple[int, int]
 
 _BAND_BYTES = 4 << 20
 _SAMPLE_SIDE = 192
@@ -52,19 +53,22 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
     ----------
     DICOM PS3.3 C.7.6.3.1.2, C.7.9, C.11.1, C.11.2; PS3.4 N.2.
     """
-    height, width = shape_on_screen(frame.array.shape[0], frame.array.shape[1], pixel_aspect(dataset, frame.index), size)
+    rows, columns = frame.array.shape[:2]
+    height, width = shape_on_screen(rows, columns, pixel_aspect(dataset, frame.index), size)
+    block = max(1, rows // height), max(1, columns // width)
     samples = frame.array.shape[2] if frame.array.ndim == 3 else 1
     photometric = frame.description.photometric
     if samples > 1 and frame.array.dtype.kind != "f":
         if photometric in ("CMYK", "ARGB", "HSV"):
             raise NoPixels(Reason.UNSUPPORTED_PHOTOMETRIC, "the photometric interpretation is a retired one that is not shown")
-        shown = _render_colour(frame, height, width)
+        shown = _render_colour(frame, block)
     elif samples == 1 and photometric == "PALETTE COLOR" and (palette := read_palette(dataset)) is not None:
-        shown = _to_bytes(_shrink(frame.array, height, width, palette.colours))
+        shown = _to_bytes(_shrink(frame.array, block, palette.colours))
     else:
-        shown = _render_grey(frame, dataset, height, width)
-    if shown.shape[:2] != (height, width):
-        shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING))
+        shown = _render_grey(frame, dataset, block)
+    whole = columns / block[1], rows / block[0]
+    if whole != (width, height):
+        shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING, box=(0, 0, *whole)))
     return shown
 
 
@@ -113,33 +117,49 @@ def functional_group(dataset: pydicom.Dataset, keyword: str, index: int) -> pydi
 # Reduction
 
 
-def _shrink(array: Array, height: int, width: int, convert: Callable[[Array], Array] | None = None) -> Floats:
-    """Average blocks of pixels, as many whole ones as bring the array near to `height` and `width` without going below.
+def _shrink(array: Array, block: Block, convert: Callable[[Array], Array] | None = None) -> Floats:
+    """Average blocks of (rows, columns) pixels; the last ones average what is left.
 
-    Rows or columns that do not fill a last block are left out. `convert` is applied to bands of rows before averaging.
+    `convert` is applied to bands of rows before averaging.
     """
-    down, across = max(1, array.shape[0] // height), max(1, array.shape[1] // width)
-    rows, columns = array.shape[0] // down, array.shape[1] // across
-    array = array[: rows * down, : columns * across]
-    row_bytes = max(1, array[0].size) * 12
-    band = max(1, min(rows, _BAND_BYTES // (row_bytes * down)))
+    rows = -(-array.shape[0] // block[0])
+    band = max(1, min(rows, _BAND_BYTES // (array[0].size * 12 * block[0])))
     parts = []
     for start in range(0, rows, band):
-        part = array[start * down : (start + band) * down]
-        parts.append(_average(part if convert is None else convert(part), down, across))
+        part = array[start * block[0] : (start + band) * block[0]]
+        parts.append(_average(part if convert is None else convert(part), block))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _average(array: Array, down: int, across: int) -> Floats:
-    total = array[::down].astype(np.float32)
-    for step in range(1, down):
-        total += array[step::down]
-    reduced = total[:, ::across]
-    for step in range(1, across):
-        reduced = reduced + total[:, step::across]
-    if down * across > 1:
-        reduced = reduced * np.float32(1 / (down * across))
-    return reduced
+def _average(array: Array, block: Block) -> Floats:
+    return _average_columns(_average_rows(array, block[0]), block[1])
+
+
+def _average_rows(array: Array, count: int) -> Floats:
+    total = array[::count].astype(np.float32)
+    for step in range(1, count):
+        part = array[step::count]
+        total[: len(part)] += part
+    left = len(array) % count
+    if count > 1:
+        total *= np.float32(1 / count)
+    if left:
+        total[-1] *= np.float32(count / left)
+    return total
+
+
+def _average_columns(array: Floats, count: int) -> Floats:
+    if count == 1:
+        return array
+    total = array[:, ::count].copy()
+    for step in range(1, count):
+        part = array[:, step::count]
+        total[:, : part.shape[1]] += part
+    left = array.shape[1] % count
+    total *= np.float32(1 / count)
+    if left:
+        total[:, -1] *= np.float32(count / left)
+    return total
 
 
 def _to_bytes(values: Floats) -> Grey:
@@ -151,9 +171,9 @@ def _to_bytes(values: Floats) -> Grey:
 # Colour
 
 
-def _render_colour(frame: Frame, height: int, width: int) -> Grey:
+def _render_colour(frame: Frame, block: Block) -> Grey:
     array = frame.array[:, :, :3]
-    values = _shrink(array, height, width)
+    values = _shrink(array, block)
     bits = frame.description.bits_stored
     if bits != 8:
         values *= np.float32(255 / ((1 << bits) - 1))
@@ -266,17 +286,17 @@ def _expand_into(expanded: list[int], words: NDArray[np.uint16], entries: int, p
 # Grey
 
 
-def _render_grey(frame: Frame, dataset: pydicom.Dataset, height: int, width: int) -> Grey:
+def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
     array = frame.array if frame.array.ndim == 2 else frame.array[:, :, 0]
     sample = array[:: -(-array.shape[0] // _SAMPLE_SIDE), :: -(-array.shape[1] // _SAMPLE_SIDE)]
     sample = _without_padding(sample, dataset)
     convert = _modality_lut(dataset) if array.dtype.kind in "ui" else _finite
     if convert is None:
         slope, intercept = _rescale(dataset, frame.index)
-        values = _shrink(array, height, width)
+        values = _shrink(array, block)
     else:
         slope, intercept = 1.0, 0.0
-        values, sample = _shrink(array, height, width, convert), convert(sample)
+        values, sample = _shrink(array, block, convert), convert(sample)
     known = sample.astype(np.float32) if sample.size else values.reshape(-1)
     if (slope, intercept) != (1.0, 0.0):
         values = values * np.float32(slope) + np.float32(intercept)

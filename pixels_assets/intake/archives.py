@@ -23,7 +23,7 @@ from pixels_assets.intake.compact import NameMap
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, FileType, identify
 from pixels_assets.intake.members import Archive, Member
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, member_address, os_path
-from pixels_assets.intake.reading import READ_BYTES, HashingReader, keep, read_source, spill, unreadable
+from pixels_assets.intake.reading import READ_BYTES, SIZE_MISMATCH, HashingReader, keep, read_source, spill, unreadable
 from pixels_assets.intake.streams import CompressedFile
 from pixels_assets.intake.tarfiles import TarArchive
 from pixels_assets.intake.zipfiles import ZipArchive
@@ -111,21 +111,16 @@ def _open(address: str) -> BinaryIO:
     except OSError as error:
         is_other = error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}
         raise MemberError(NOT_REGULAR if is_other else unreadable(error)) from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise MemberError(NOT_REGULAR)
-        return open(descriptor, "rb", buffering=READ_BYTES)  # noqa: PTH123, SIM115 - the walk closes it
-    except BaseException:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise
+        raise MemberError(NOT_REGULAR)
+    return os.fdopen(descriptor, "rb", buffering=READ_BYTES)
 
 
 class _Walk:
     """The walk of one open file."""
 
-    def __init__(
-        self, file: SourceFile, stream: BinaryIO, limits: Limits, on_enter: Callable[[str], None], refused: Mapping[str, Failure]
-    ) -> None:
+    def __init__(self, file: SourceFile, stream: BinaryIO, limits: Limits, on_enter: Callable[[str], None], refused: Mapping[str, Failure]) -> None:
         self._file = file
         self._stream = stream
         self._limits = limits
@@ -179,14 +174,14 @@ class _Walk:
             found.identified = identify(found.stream, found.length)
         except OSError as error:
             raise MemberError(unreadable(error)) from error
-        except Exception as error:  # noqa: BLE001 - a library looks at hostile bytes; whatever it raises, the type stays unknown
+        except Exception as error:  # a library looks at hostile bytes; whatever it raises, the type stays unknown
             found.warnings.append(f"identification_failed: {type(error).__name__}")
             found.identified = FileType("unknown")
             found.stream.seek(0)
         found.file_type = found.identified.name
         found.warnings += found.identified.flags
         if found.file_type == "empty":
-            found.failure = EMPTY
+            found.failure, found.stream = EMPTY, None
 
     def _object(self, found: FoundObject, reader: HashingReader | None = None) -> Iterator[FoundObject]:
         """Yield the members when the object is an archive, then the object; its stream is closed afterwards."""
@@ -288,7 +283,7 @@ class _Walk:
             return next(members, None)
         except (WalkError, PixelsError):
             raise
-        except Exception as error:  # noqa: BLE001 - the boundary to hostile structure: it costs the rest of this archive, never the walk
+        except Exception as error:  # the boundary to hostile structure: it costs the rest of this archive, never the walk
             logger.exception("an archive could not be understood")
             code, message = "bad_structure", f"The structure of the archive cannot be understood ({type(error).__name__})."
             archive.failure = Failure(Status.CORRUPT, code, message)
@@ -298,19 +293,17 @@ class _Walk:
         """Read a member in full; what goes wrong becomes its failure, and what also ends the walk is returned."""
         try:
             kept = keep(member.chunks(), self._limits.max_memory_bytes)
+            found.length, found.content_hash, found.stream = kept.length, kept.content_hash, kept.stream
+            self._identify(found)
         except MemberError as error:
-            found.failure = error.failure
-            if error.failure.code == "size_mismatch":
+            found.failure, found.stream = error.failure, None
+            if error.failure == SIZE_MISMATCH:
                 found.length = None
-            return None
         except WalkError as error:
             found.failure = error.failure
             return error
         except MemoryError:
             found.failure = OUT_OF_MEMORY
-            return None
-        found.length, found.content_hash, found.stream = kept.length, kept.content_hash, kept.stream
-        self._identify(found)
         return None
 
 

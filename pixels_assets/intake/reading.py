@@ -146,16 +146,7 @@ class Expansion:
             while not self._ended:
                 if self._decoder.eof:
                     self._next_stream()
-                    continue
-                data = self._step() if self._decoder.needs_input else b""
-                if not data and self._decoder.needs_input:
-                    raise MemberError(TRUNCATED)
-                out = self._decode(data, most)
-                if self._decoder.eof:
-                    unused = len(self._decoder.unused_data)
-                    self._at -= unused
-                    self.consumed -= unused
-                if out:
+                elif out := self._decode(self._step() if self._decoder.needs_input else b"", most):
                     return out
         except MemberError as error:
             self._failure = error.failure
@@ -167,12 +158,20 @@ class Expansion:
             return self._new_decoder()
 
     def _decode(self, data: bytes, most: int) -> bytes:
+        decoder = self._decoder
         with _decoding():
-            return self._decoder.decompress(data, most)
+            out = decoder.decompress(data, most)
+        if decoder.eof:
+            unused = len(decoder.unused_data)
+            self._at -= unused
+            self.consumed -= unused
+        return out
 
     def _step(self) -> bytes:
         if self._at == len(self._input):
             self._input, self._at = self._read(READ_BYTES), 0
+            if not self._input:
+                raise MemberError(TRUNCATED)
         data = self._input[self._at : self._at + _STEP]
         self._at += len(data)
         self.consumed += len(data)
@@ -348,11 +347,12 @@ def spill(stream: BinaryIO) -> BinaryIO:
         The folder for temporary files has no room.
     """
     with _on_disk():
-        file: BinaryIO = tempfile.TemporaryFile()  # type: ignore[assignment]  # noqa: SIM115 - the walker closes it
+        file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - the walk closes it
         try:
             stream.seek(0)
             while data := stream.read(EXPAND_BYTES):
                 file.write(data)
+            file.flush()
         except BaseException:
             file.close()
             raise

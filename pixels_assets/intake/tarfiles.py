@@ -246,7 +246,7 @@ def _mtime_ns(block: bytes, about: dict[bytes, bytes]) -> int | None:
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """Read ``<length> <key>=<value>\\n`` records, up to the first that is none."""
+    """Read records of length, key and value, up to the first that is none."""
     records = {}
     at = 0
     while at < len(data):

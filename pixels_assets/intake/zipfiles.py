@@ -2,9 +2,9 @@
 
 Holds the structure of ZIP: its directory, its members, and what makes a member unbelievable. Must not know what members are good for.
 
-The standard library's reader keeps an object per member, believes the directory, and gives up without one. This one passes over the directory twice
-without keeping it, holds it against the local headers, refuses members that share bytes (D. Fifield, *A better zip bomb*, 2019), and without a directory
-finds the members by their local headers.
+The standard library's reader keeps an object per member, believes the directory, and gives up without one. This one passes over the directory
+twice without keeping it, holds it against the local headers, refuses members that share bytes (D. Fifield, *A better zip bomb*, 2019), and without
+a directory finds the members by their local headers.
 """
 
 import bz2
@@ -76,8 +76,8 @@ class _Directory(NamedTuple):
     start: int
     length: int
     shift: int
-    count: int
-    most: int  # the largest number that `count` can state; writers of the old format let it run over
+    entries: int
+    most: int  # the largest number that `entries` can state; writers of the old format let it run over
 
 
 class _Entry(NamedTuple):
@@ -190,8 +190,8 @@ class ZipArchive:
                     count, length, offset = _END64.unpack(record)[7:]
                     end, most = place, (1 << 64) - 1
                     break
-        if not count and not length and not self._is_local_header(0):
-            return _Directory(end, 0, 0, 0, most)
+        if not length:  # believed only where nothing contradicts it
+            return None if count or self._is_local_header(0) else _Directory(end, 0, 0, 0, most)
         for start in (end - length, offset):
             if 0 <= start <= end - _CENTRAL.size and start + length <= end and self._at(start, 4) == _CENTRAL_SIGNATURE:
                 shift = start - offset
@@ -210,7 +210,7 @@ class ZipArchive:
         reach, in_order = 0, True
         first = last = None
         for fields, name, extra in self._records(directory):
-            compressed, _, offset = _sizes(fields[9], fields[10], fields[16], extra)
+            compressed, _, offset = _sizes(fields[9], fields[10], fields[17], extra)
             position = offset + directory.shift
             first, last = position if first is None else first, position
             start = min(max(position, 0), self._length)
@@ -219,7 +219,9 @@ class ZipArchive:
             reach = max(reach, end)
             starts.append(start)
             ends.append(end)
-        if directory.count != len(starts) & directory.most:
+            if len(starts) > self._budget.limits.max_members:
+                break  # and no further will the walk come
+        if directory.entries != len(starts) & directory.most:
             self.warnings.append("directory_count_mismatch")
         # A directory whose own place is wrong proves nothing about the members' places.
         if directory.shift and not any(self._is_local_header(position) for position in (first, last)):
@@ -359,7 +361,7 @@ class ZipArchive:
         header = self._at(start, min(_LZMA_HEADER_LENGTH, most))
         if len(header) < _LZMA_HEADER_LENGTH or header[2:4] != b"\x05\x00":
             raise MemberError(TRUNCATED if len(header) < _LZMA_HEADER_LENGTH else UNSUPPORTED)
-        length = _UNKNOWN if entry.flags & _END_MARKER or entry.flags & _DESCRIPTOR and not entry.length else entry.length
+        length = _UNKNOWN if entry.flags & _END_MARKER or (entry.flags & _DESCRIPTOR and not entry.length) else entry.length
         legacy_header = header[4:] + length.to_bytes(8, "little")
         window = Window(self._stream, start + len(header), most - len(header))
         expansion = Expansion(window.read, partial(_new_lzma_decoder, legacy_header))
@@ -507,7 +509,7 @@ def _new_inflater() -> Decoder:
 
 
 def _new_lzma_decoder(legacy_header: bytes) -> Decoder:
-    """Decoder of bare LZMA data, told what the header of an `.lzma` file would say: that form of it can be held to a memory limit."""
+    """Make a decoder of bare LZMA data, told what the header of an `.lzma` file would say: that form of it can be held to a memory limit."""
     decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=DECODER_BYTES)
     decoder.decompress(legacy_header, 1)
     return decoder

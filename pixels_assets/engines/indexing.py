@@ -5,7 +5,6 @@ processes and on Spark executors. Must not import Dagster, Delta or polars, and 
 """
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,7 @@ from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
 from pixels_assets.intake.archives import walk
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from pixels_assets.intake.extraction import Extractor
+from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, os_path, row_id
 from pixels_assets.lake.parts import Part, PartWriter
@@ -168,17 +165,16 @@ def index_shard(
         The lake or the folder for extracted members cannot be written.
     """
     stretch = _Stretch(shard, spec, files_done)
-    if spec.settings.extract_to:
-        from pixels_assets.intake.extraction import Extractor
     extractor = Extractor(spec.settings.extract_to) if spec.settings.extract_to and DICOM_METADATA.name in spec.outputs else None
     try:
         for number, file in enumerate(shard.files[files_done:], start=files_done):
             stretch.begin_file(number)
             skip = objects_done if number == files_done else 0
             for ordinal, found in enumerate(walk(file, spec.settings.limits, on_enter=supervisor.entering, refused=refused or {})):
+                local = _extract(found, extractor)  # what is skipped below, too: which name a member gets depends on those before it
                 if ordinal < skip:
                     continue
-                stretch.add(found, extractor)
+                stretch.add(found, local)
                 if stretch.full:
                     supervisor.resting()
                     supervisor.finished(stretch.close(number, ordinal + 1))
@@ -210,14 +206,14 @@ class _Stretch:
     def full(self) -> bool:
         return self.tally.objects >= _SEGMENT_ROWS or self.weight >= _SEGMENT_BYTES
 
-    def add(self, found: FoundObject, extractor: "Extractor | None") -> None:
+    def add(self, found: FoundObject, extracted: Path | None) -> None:
         started = time.perf_counter()
         spec = self.spec
         metadata, image = _index(found, spec)
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
-        if extractor is not None and found.depth and found.failure is None and found.file_type not in CONTAINER_TYPES:
-            metadata["local_path"] = os.fsdecode(extractor.extract(found))
+        if extracted is not None:
+            metadata["local_path"] = str(extracted)
         self._write(DICOM_METADATA, metadata)
         self._write(THUMBNAILS, _thumbnail_row(found, image))
         tally = self.tally
@@ -261,6 +257,12 @@ class _Stretch:
     def abandon(self) -> None:
         for writer in self.writers.values():
             writer.abandon()
+
+
+def _extract(found: FoundObject, extractor: Extractor | None) -> Path | None:
+    if extractor is None or not found.depth or found.failure is not None or found.file_type in CONTAINER_TYPES:
+        return None
+    return extractor.extract(found)
 
 
 def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:

@@ -1,15 +1,16 @@
-"""How the bytes of one compressed frame become an array: one table from transfer syntax to codec, and one decoder per codec.
+"""How the bytes of one compressed frame become an array: one table from transfer syntax to codec, one from codec to decoders.
 
-Knows codestreams and their headers. Must not know where a frame lies in a file (`pixels`) or how it is shown (`rendering`), and must not trust the data
-set: what a codestream says about its own size is compared with the data set before any decoder allocates memory for it.
+Knows codestreams and their headers. Must not know where a frame lies in a file (`pixels`) or how it is shown (`rendering`), and must not trust
+the data set: what a codestream says about its own size is compared with it before any decoder allocates memory.
 """
 
 import logging
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -17,7 +18,34 @@ from numpy.typing import NDArray
 
 _LOG = logging.getLogger(__name__)
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+
+
+class Reason(StrEnum):
+    """Why there is no frame or no thumbnail; the stable words of `thumbnails.error_code`."""
+
+    NO_PIXEL_DATA = "no_pixel_data"
+    """There is no pixel data element, or an empty one."""
+    NO_SUCH_FRAME = "no_such_frame"
+    """The caller asked for a frame beyond the last one."""
+    VIDEO = "video"
+    """MPEG-2, MPEG-4, HEVC and SMPTE ST 2110: served as bytes, never decoded."""
+    REFERENCED_PIXELS = "referenced_pixels"
+    """The pixels are behind a JPIP URL."""
+    UNSUPPORTED_TRANSFER_SYNTAX = "unsupported_transfer_syntax"
+    """Neither the transfer syntax nor the bytes name a codec."""
+    UNSUPPORTED_PHOTOMETRIC = "unsupported_photometric"
+    """A retired colour space."""
+    BAD_PIXEL_DESCRIPTION = "bad_pixel_description"
+    """The attributes that the size of a frame rests on are missing, impossible or contradicted by the codestream."""
+    BAD_ENCAPSULATION = "bad_encapsulation"
+    """No items where there must be items, or absurdly many."""
+    PIXEL_DATA_TRUNCATED = "pixel_data_truncated"
+    """No frame, or not the one asked for, is there in full."""
+    FRAME_TOO_LARGE = "frame_too_large"
+    """Decoding would take more memory than allowed."""
+    DECODE_FAILED = "decode_failed"
+    """The decoder could not read the codestream."""
 
 
 class NoPixels(Exception):  # noqa: N818 - it names a result, not an error of ours
@@ -25,13 +53,12 @@ class NoPixels(Exception):  # noqa: N818 - it names a result, not an error of ou
 
     Parameters
     ----------
-    code : str
-        Stable snake_case word, such as ``pixel_data_truncated``.
+    code : Reason
     message : str
         One sentence without patient data.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: Reason, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -142,7 +169,7 @@ class Codestream:
     signed : bool or None
         None where the format cannot say.
     lossless : bool
-        JPEG process 14: the decoder must not touch the colours.
+        JPEG process 14, where the decoder must not touch the colours, or a reversible JPEG 2000 wavelet.
     progressive : bool
         A JPEG whose decoder holds all coefficients at once.
     colour : str or None
@@ -175,7 +202,7 @@ def sniff(data: bytes) -> Codec | None:
     if data[:2] == b"\xff\xd8":
         return Codec.JPEG_LS if _jpeg_frame_marker(data) == 0xF7 else Codec.JPEG
     if data.startswith((_J2K_START, _JP2_BOX)):
-        return Codec.HTJ2K if _has_cap_marker(data) else Codec.JPEG_2000
+        return Codec.HTJ2K if _is_htj2k(data) else Codec.JPEG_2000
     if data.startswith((b"\xff\x0a", _JXL_BOX)):
         return Codec.JPEG_XL
     return None
@@ -224,10 +251,10 @@ def decode(codec: Codec, data: bytes, description: PixelDescription, *, max_byte
         _check_memory(description.decoded_bytes, description.decoded_bytes, max_bytes)
         return _from_bytes(_BYTE_CODECS[codec](data, description), description, planar=description.planar or codec is Codec.RLE)
     if codec not in _CODESTREAM_CODECS:
-        raise NoPixels("unsupported_transfer_syntax", f"no decoder for {codec.value} frames")
+        raise NoPixels(Reason.UNSUPPORTED_TRANSFER_SYNTAX, f"no decoder for {codec.value} frames")
     found = _read_header(codec, data)
     if (found.rows, found.columns) != (description.rows, description.columns):
-        raise NoPixels("bad_pixel_description", "the codestream's dimensions differ from the data set's")
+        raise NoPixels(Reason.BAD_PIXEL_DESCRIPTION, "the codestream's dimensions differ from the data set's")
     decoded_bytes = found.rows * found.columns * found.samples * (2 if found.precision > 8 else 1)
     _check_memory(decoded_bytes, decoded_bytes + len(data) + _working_bytes(codec, found), max_bytes)
     array = _try_decoders(codec, data, found, description)
@@ -253,7 +280,7 @@ def arrange(samples: Array, description: PixelDescription, *, planar: bool) -> A
 
 def _from_bytes(data: bytes | bytearray, description: PixelDescription, *, planar: bool) -> tuple[Array, PixelDescription]:
     if len(data) < description.packed_bytes:
-        raise NoPixels("pixel_data_truncated", "the frame holds fewer bytes than its description needs")
+        raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the frame holds fewer bytes than its description needs")
     if description.bits_allocated == 1:
         samples = unpack(data, description)
     else:
@@ -275,7 +302,7 @@ def _decode_deflate(data: bytes, description: PixelDescription) -> bytes:
             return inflater.decompress(data, expected)
         except zlib.error:
             continue
-    raise NoPixels("decode_failed", "the frame is not a deflate stream")
+    raise NoPixels(Reason.DECODE_FAILED, "the frame is not a deflate stream")
 
 
 def _decode_rle(data: bytes, description: PixelDescription) -> bytes | bytearray:
@@ -283,12 +310,12 @@ def _decode_rle(data: bytes, description: PixelDescription) -> bytes | bytearray
     expected = description.packed_bytes
     # Two bytes of PackBits make at most 128: a header that needs more than that is a lie, and no memory is spent on it.
     if expected > 64 * len(data):
-        raise NoPixels("pixel_data_truncated", "the frame holds fewer bytes than its description needs")
+        raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the frame holds fewer bytes than its description needs")
     sample = np.dtype(f"<u{max(1, description.bits_allocated // 8)}")
     decoded: bytes | bytearray
     try:
         decoded = imagecodecs.dicomrle_decode(data, sample, out=bytearray(expected))
-    except Exception as error:  # noqa: BLE001 - a third-party decoder over hostile bytes may raise anything
+    except Exception as error:  # a third-party decoder over hostile bytes may raise anything
         _LOG.debug("first RLE decoder raised %s", type(error).__name__)
         decoded = _decode_rle_leniently(data, description)
     return decoded
@@ -298,12 +325,12 @@ def _decode_rle_leniently(data: bytes, description: PixelDescription) -> bytearr
     """Second opinion: this decoder forgives segments that hold more than their share."""
     from rle.utils import decode_pixel_data
 
-    options = {"rows": description.rows, "columns": description.columns, "bits_allocated": description.bits_allocated, "pack_bits": True}
+    options: dict[str, Any] = {"rows": description.rows, "columns": description.columns, "bits_allocated": description.bits_allocated}
     try:
-        decoded: bytearray = decode_pixel_data(data, version=2, byteorder="<", **options)
-    except Exception as error:  # noqa: BLE001 - as above
+        decoded = decode_pixel_data(data, version=2, byteorder="<", pack_bits=True, **options)
+    except Exception as error:  # as above
         raise _decoder_failed(error) from None
-    return decoded
+    return bytearray(decoded)
 
 
 def _read_header(codec: Codec, data: bytes) -> Codestream:
@@ -313,8 +340,8 @@ def _read_header(codec: Codec, data: bytes) -> Codestream:
         if codec is Codec.JPEG_XL:
             return _jpeg_xl_header(data)
         return _jpeg_2000_header(data)
-    except (IndexError, struct.error):
-        raise NoPixels("decode_failed", "the codestream has no readable header") from None
+    except (LookupError, struct.error):
+        raise NoPixels(Reason.DECODE_FAILED, "the codestream has no readable header") from None
 
 
 def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
@@ -370,23 +397,31 @@ def _jpeg_header(data: bytes) -> Codestream:
     return Codestream(rows, columns, samples, precision, lossless=lossless, progressive=progressive, colour=colour)
 
 
-def _has_cap_marker(data: bytes) -> bool:
+def _jpeg_2000_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker segments of a JPEG 2000 main header (ITU-T T.800 A.2), inside a JP2 file too: (marker, start of its content)."""
+    position = data.find(_J2K_START, 0, _HEADER_BYTES) + 2
+    if position < 2:
+        raise IndexError
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0x90:
+        yield data[position + 1], position + 4
+        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
+
+
+def _is_htj2k(data: bytes) -> bool:
     """Whether a JPEG 2000 codestream declares extended capabilities, which is how Part 15 (HTJ2K) announces itself."""
-    start = data.find(_J2K_START, 0, _HEADER_BYTES)
-    if start < 0:
+    try:
+        return any(marker == 0x50 for marker, _ in _jpeg_2000_segments(data))
+    except IndexError:
         return False
-    after_siz = start + 4 + int.from_bytes(data[start + 4 : start + 6], "big")
-    return data[after_siz : after_siz + 2] == b"\xff\x50"
 
 
 def _jpeg_2000_header(data: bytes) -> Codestream:
-    """Read the SIZ marker segment (ITU-T T.800 A.5.1), inside a JP2 file too."""
-    start = data.find(_J2K_START, 0, _HEADER_BYTES)
-    if start < 0:
-        raise IndexError
-    right, bottom, left, top = struct.unpack_from(">4L", data, start + 8)
-    samples, depth = struct.unpack_from(">HB", data, start + 40)
-    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+    """Read the SIZ and COD marker segments (ITU-T T.800 A.5.1, A.6.1)."""
+    segments = dict(_jpeg_2000_segments(data))
+    right, bottom, left, top = struct.unpack_from(">4L", data, segments[0x51] + 2)
+    samples, depth = struct.unpack_from(">HB", data, segments[0x51] + 34)
+    reversible = 0x52 in segments and data[segments[0x52] + 9] == 1
+    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), lossless=reversible)
 
 
 def _jpeg_xl_header(data: bytes) -> Codestream:
@@ -420,7 +455,7 @@ def _jpeg_xl_header(data: bytes) -> Codestream:
 def _working_bytes(codec: Codec, found: Codestream) -> int:
     """Memory that a decoder takes beside its input and output, from reading how the libraries work."""
     samples = found.rows * found.columns * found.samples
-    if codec is Codec.JPEG_2000:
+    if codec is Codec.JPEG_2000 or (codec is Codec.HTJ2K and not found.lossless):
         return 4 * samples  # OpenJPEG computes in 32-bit integers for the whole image
     if codec is Codec.JPEG_XL:
         return 2 * samples
@@ -431,11 +466,11 @@ def _working_bytes(codec: Codec, found: Codestream) -> int:
 
 def _check_memory(decoded: int, working: int, max_bytes: int) -> None:
     if decoded > max_bytes or working > max_bytes + max_bytes // 2:
-        raise NoPixels("frame_too_large", f"decoding the frame would take more than {max_bytes} bytes")
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"decoding the frame would take more than {max_bytes} bytes")
 
 
 def _decoder_failed(error: BaseException) -> NoPixels:
-    return NoPixels("decode_failed", f"decoder raised {type(error).__name__}")
+    return NoPixels(Reason.DECODE_FAILED, f"decoder raised {type(error).__name__}")
 
 
 def _try_decoders(codec: Codec, data: bytes, found: Codestream, description: PixelDescription) -> Array:
@@ -443,14 +478,14 @@ def _try_decoders(codec: Codec, data: bytes, found: Codestream, description: Pix
     for decoder in _CODESTREAM_CODECS[codec]:
         try:
             array = decoder(data, found, description)
-        except Exception as error:  # noqa: BLE001, PERF203 - third-party decoders over hostile bytes may raise anything
+        except Exception as error:  # third-party decoders over hostile bytes may raise anything
             _LOG.debug("%s could not decode a %s frame: %s", decoder.__name__, codec.value, type(error).__name__)
             first_error = first_error or error
             continue
         if array.shape[:2] == (found.rows, found.columns):
             return array
     if first_error is None:
-        raise NoPixels("decode_failed", "the decoded frame is not of the size that its codestream says")
+        raise NoPixels(Reason.DECODE_FAILED, "the decoded frame is not of the size that its codestream says")
     raise _decoder_failed(first_error) from None
 
 
@@ -470,7 +505,7 @@ def _jpeg_colour(found: Codestream, description: PixelDescription) -> str:
 
 def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription) -> Array:
     if not found.lossless:
-        raise NoPixels("decode_failed", "not a lossless JPEG")
+        raise NoPixels(Reason.DECODE_FAILED, "not a lossless JPEG")
     array: Array = imagecodecs.jpegsof3_decode(data)
     return array
 
@@ -494,6 +529,9 @@ def _jpeg_2000_openjpeg(data: bytes, found: Codestream, description: PixelDescri
 
 
 def _htj2k(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    if not found.lossless:
+        # OpenJPH as wrapped here lets overshoot wrap around, black to white; OpenJPEG clips it.
+        return _jpeg_2000(data, found, description)
     array: Array = imagecodecs.htj2k_decode(data, planar=False)
     return array
 
@@ -522,7 +560,7 @@ _CODESTREAM_CODECS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescript
 
 def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDescription) -> tuple[Array, PixelDescription]:
     """Make sign and colour of a decoded array what the data set means by them."""
-    if array.ndim == 3 and array.shape[2] == 1:
+    if array.ndim == 3 and array.shape[2] < 3:  # the second one would be opacity
         array = array[:, :, 0]
     samples = array.shape[2] if array.ndim == 3 else 1
     is_jpeg_2000 = codec in (Codec.JPEG_2000, Codec.HTJ2K)

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, cast
 from pydicom import Dataset, Sequence
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
 from pydicom.filereader import data_element_generator
 from pydicom.fileutil import read_undefined_length_value
 from pydicom.tag import BaseTag, SequenceDelimiterTag
@@ -131,7 +131,8 @@ class ElementReader:
         last = -1
 
         def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
-            if length == UNDEFINED_LENGTH or (stop is not None and stop(tag)):
+            # pydicom's generator looks into Specific Character Set, and raises on a damaged one.
+            if length == UNDEFINED_LENGTH or tag == SPECIFIC_CHARACTER_SET or (stop is not None and stop(tag)):
                 met.append((int(tag), vr, length))
                 return True
             return False
@@ -164,13 +165,17 @@ class ElementReader:
             header = Met(number, vr, length, offset, offset + (12 if not implicit and vr in EXPLICIT_VR_LENGTH_32 else 8))
             if stop is not None and stop(number):
                 return header
-            undefined = self._undefined(header, charset_of(into, charset, self.notes), implicit=implicit, level=level)
-            if undefined is None:
+            single: RawDataElement | DataElement | None
+            if length == UNDEFINED_LENGTH:
+                single = self._undefined(header, charset_of(into, charset, self.notes), implicit=implicit, level=level)
+            else:
+                single = self._defined(header, implicit=implicit)
+            if single is None:
                 return None
-            if undefined.tag <= last:
-                self._note_order(undefined.tag, into)
-            last = undefined.tag
-            into[last] = undefined
+            if single.tag <= last:
+                self._note_order(single.tag, into)
+            last = single.tag
+            into[last] = single
         return None
 
     def sequence(self, charset: Charset, *, implicit: bool, length: int | None, level: int) -> tuple[Sequence, bool]:
@@ -223,6 +228,14 @@ class ElementReader:
         self.source.seek(start)
         # With nothing there to tell, what holds around it holds here: explicit, or this would not have been asked.
         return len(head) < 6 or (0x40 < head[4] < 0x5B and 0x40 < head[5] < 0x5B)
+
+    def _defined(self, met: Met, *, implicit: bool) -> RawDataElement:
+        """Read an element of defined length."""
+        self.source.seek(met.value_offset)
+        value = self.source.read(met.length) if met.length else empty_value_for_VR(met.vr, raw=True)
+        raw = RawDataElement(BaseTag(met.tag), met.vr, met.length, cast(bytes | None, value), met.value_offset, implicit, self.little)
+        self._note_if_cut(raw, self.source.tell())
+        return raw
 
     def _undefined(self, met: Met, charset: Charset, *, implicit: bool, level: int) -> RawDataElement | DataElement | None:
         """Read an element of undefined length; None when the source ended before it did."""

@@ -22,7 +22,7 @@ from pixels_assets.dicom.notes import Notes
 BULK_BYTES = 1024
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
-_BINARY = frozenset(str(vr) for vr in (BYTES_VR | AMBIGUOUS_VR)) - {"US or SS"}
+BINARY_VRS = frozenset(str(vr) for vr in (BYTES_VR | AMBIGUOUS_VR)) - {"US or SS"}
 _TEXT = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
 _quote = json.encoder.encode_basestring
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False).encode
@@ -69,7 +69,7 @@ def _dataset(dataset: Dataset, notes: Notes, path: str, level: int, extra: Mappi
 def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, notes: Notes, path: str, level: int) -> str | None:
     raw = item if isinstance(item, RawDataElement) else None
     try:
-        vr = "" if raw is None else _vr(raw, dataset)
+        vr = "" if raw is None else vr_of(raw, dataset)
         if raw is not None and raw.value is None and raw.length:
             notes.collect(tag)
             return _reference(vr, path)
@@ -87,7 +87,7 @@ def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, not
         if vr == "SQ":
             items = [_dataset(value[index], notes, f"{path}/{index}/", level + 1) for index in range(len(value))]
             return '{"vr":"SQ","Value":[' + ",".join(items) + "]}"
-        if vr in _BINARY and (value is None or isinstance(value, bytes)):
+        if vr in BINARY_VRS and (value is None or isinstance(value, bytes)):
             return _binary(vr, value or b"", path, always=tag in PIXEL_TAGS)
         if vr in _TEXT and isinstance(value, str):
             return f'{{"vr":"{vr}","Value":[{_quote(value)}]}}' if value else f'{{"vr":"{vr}"}}'
@@ -111,10 +111,13 @@ def _convert(raw: RawDataElement, dataset: Dataset) -> DataElement:
     return element
 
 
-def _vr(raw: RawDataElement, dataset: Dataset) -> str:
+def vr_of(raw: RawDataElement, dataset: Dataset) -> str:
     """VR of an element as pydicom decides it: as written, or from the dictionaries."""
     if raw.VR is not None and raw.VR != "UN":
         return raw.VR
+    if raw.VR == "UN" and raw.value is None and raw.length > 0xFFFF and not raw.tag.is_private:
+        # The dictionary is asked only about shorter ones, which would have had room for their VR.
+        return "UN"
     data: dict[str, Any] = {}
     hooks.raw_element_vr(raw, data, ds=dataset)
     return str(data["VR"])

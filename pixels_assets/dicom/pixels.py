@@ -6,9 +6,9 @@ and allocates nothing that the header claims before the bytes are seen to be the
 
 import logging
 from array import array as number_array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pydicom
@@ -21,6 +21,7 @@ from pixels_assets.dicom.codecs import (
     Codec,
     NoPixels,
     PixelDescription,
+    Reason,
     arrange,
     decode,
     looks_like_rle,
@@ -127,14 +128,14 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None)
     """
     codec = CODECS.get(source.transfer_syntax)
     if codec is Codec.VIDEO:
-        raise NoPixels("video", "the pixel data is a video, which is not decoded")
+        raise NoPixels(Reason.VIDEO, "the pixel data is a video, which is not decoded")
     if codec is Codec.REFERENCED:
-        raise NoPixels("referenced_pixels", "the pixel data is behind a URL, which is not followed")
+        raise NoPixels(Reason.REFERENCED_PIXELS, "the pixel data is behind a URL, which is not followed")
     element = _read_element(source)
     description = describe(source.dataset, element.tag)
     frames = max(1, int(number(source.dataset, "NumberOfFrames") or 1))
     if index is not None and not 0 <= index < frames:
-        raise NoPixels("no_such_frame", "the object has no frame of that number")
+        raise NoPixels(Reason.NO_SUCH_FRAME, "the object has no frame of that number")
     if element.declared == _UNDEFINED or (codec is not Codec.NATIVE and _read(source, element.start, 4) == _ITEM):
         frame = _read_encapsulated(source, element, description, codec, frames, index, max_bytes)
     else:
@@ -160,10 +161,10 @@ def describe(dataset: pydicom.Dataset, tag: int = _PIXELS) -> PixelDescription:
     rows, columns = _count(dataset, "Rows"), _count(dataset, "Columns")
     samples = _count(dataset, "SamplesPerPixel", 1)
     if rows < 1 or columns < 1 or samples not in (1, 3, 4):
-        raise NoPixels("bad_pixel_description", "rows, columns or samples per pixel are missing or impossible")
+        raise NoPixels(Reason.BAD_PIXEL_DESCRIPTION, "rows, columns or samples per pixel are missing or impossible")
     bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag) or _count(dataset, "BitsAllocated")
     if bits not in (1, 8, 16, 32, 64):
-        raise NoPixels("bad_pixel_description", "bits allocated is missing or not one of 1, 8, 16, 32, 64")
+        raise NoPixels(Reason.BAD_PIXEL_DESCRIPTION, "bits allocated is missing or not one of 1, 8, 16, 32, 64")
     stored = _count(dataset, "BitsStored", bits)
     if tag != _PIXELS or not 1 <= stored <= bits:
         stored = bits
@@ -193,7 +194,7 @@ def value(dataset: pydicom.Dataset, keyword: str) -> Any:
         return None
     try:
         return dataset[tag].value
-    except Exception as error:  # noqa: BLE001 - see above
+    except Exception as error:  # see above
         _LOG.debug("%s is unreadable: %s", keyword, type(error).__name__)
         return None
 
@@ -237,14 +238,18 @@ def _read_buffer(source: PixelSource, start: int, count: int) -> bytearray:
     """Read exactly `count` bytes, which are known to be there, into one writable buffer."""
     source.stream.seek(start)
     buffer = bytearray(count)
+    readinto: Callable[[memoryview], int] | None = getattr(source.stream, "readinto", None)
     view, filled = memoryview(buffer), 0
     while filled < count:
-        part = source.stream.read(min(_CHUNK, count - filled))
-        if not part:
-            raise NoPixels("pixel_data_truncated", "the stream ended within the pixel data")
-        view[filled : filled + len(part)] = part
-        filled += len(part)
-    view.release()
+        if readinto is not None:
+            got = readinto(view[filled:])
+        else:
+            part = source.stream.read(min(_CHUNK, count - filled))
+            got = len(part)
+            view[filled : filled + got] = part
+        if not got:
+            raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the stream ended within the pixel data")
+        filled += got
     return buffer
 
 
@@ -252,31 +257,33 @@ def _read_element(source: PixelSource) -> _Element:
     """Read the header of the pixel data element; its byte order and VR form show in its own bytes."""
     header = _read(source, source.offset, 12)
     if len(header) < 8:
-        raise NoPixels("no_pixel_data", "there is no pixel data element")
-    order = "big" if header[:2] == b"\x7f\xe0" else "little"
+        raise NoPixels(Reason.NO_PIXEL_DATA, "there is no pixel data element")
+    order: Literal["big", "little"] = "big" if header[:2] == b"\x7f\xe0" else "little"
     group, element = int.from_bytes(header[:2], order), int.from_bytes(header[2:4], order)
     if group != 0x7FE0 or element not in (0x0008, 0x0009, 0x0010):
-        raise NoPixels("no_pixel_data", "there is no pixel data element")
+        raise NoPixels(Reason.NO_PIXEL_DATA, "there is no pixel data element")
     vr = header[4:6]
     # Every pixel data VR starts with an odd letter, so an implicit VR length, which is even, is never mistaken for one.
-    if vr in _EXPLICIT_VRS and len(header) == 12:
+    if vr in _EXPLICIT_VRS:
+        if len(header) < 12:
+            raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the stream ends within the pixel data element's header")
         declared, start = int.from_bytes(header[8:12], order), source.offset + 12
     else:
         vr, declared, start = b"OW", int.from_bytes(header[4:8], order), source.offset + 8
     stop = source.length if declared == _UNDEFINED else min(source.length, start + declared)
     if stop <= start:
-        code = "pixel_data_truncated" if declared else "no_pixel_data"
+        code = Reason.PIXEL_DATA_TRUNCATED if declared else Reason.NO_PIXEL_DATA
         raise NoPixels(code, "the pixel data element is empty")
     return _Element(group << 16 | element, start, stop, declared, vr, order == "big")
 
 
 def _choose_frame(frames: int, complete: int, index: int | None) -> int:
-    """Number of the frame to read, where only the first `complete` ones are whole."""
+    """Choose the frame to read, where only the first `complete` ones are whole."""
     wanted = frames // 2 if index is None else index
     if wanted < complete:
         return wanted
     if index is not None or complete < 1:
-        raise NoPixels("pixel_data_truncated", "the pixel data ends before the frame does")
+        raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the pixel data ends before the frame does")
     return complete - 1
 
 
@@ -294,11 +301,13 @@ def _read_native(
             return _decode_fragments(source, [(element.start, present)], found, description, 0, 1, max_bytes)
         expected = frames * _frame_bits(description, subsampled=False) // 8
         if not expected <= present <= expected + 1:
-            raise NoPixels("unsupported_transfer_syntax", "the pixel data is not what the transfer syntax says, nor plainly native")
+            raise NoPixels(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "the pixel data is not what the transfer syntax says, nor plainly native")
     if description.decoded_bytes > max_bytes:
-        raise NoPixels("frame_too_large", f"the frame would take more than {max_bytes} bytes")
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"the frame would take more than {max_bytes} bytes")
     subsampled = _is_subsampled(description, present, frames)
     bits = _frame_bits(description, subsampled=subsampled)
+    if subsampled and description.decoded_bytes + bits // 8 > max_bytes + max_bytes // 2:
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"expanding the frame would take more than {max_bytes} bytes")
     chosen = _choose_frame(frames, present * 8 // bits, index)
     first_bit = chosen * bits
     start, stop = element.start + first_bit // 8, element.start + (first_bit + bits + 7) // 8
@@ -380,11 +389,11 @@ def _read_encapsulated(
 ) -> Frame:
     header = _read(source, element.start, 8)
     if header[:4] != _ITEM or len(header) < 8:
-        raise NoPixels("bad_encapsulation", "the pixel data has no items where its length says that it should")
+        raise NoPixels(Reason.BAD_ENCAPSULATION, "the pixel data has no items where its length says that it should")
     table_length = int.from_bytes(header[4:8], "little")
     first = element.start + 8 + table_length
     if table_length == _UNDEFINED or first > element.stop:
-        raise NoPixels("pixel_data_truncated", "the pixel data ends within the offset table")
+        raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the pixel data ends within the offset table")
     wanted = frames // 2 if index is None else index
     table = element.start + 8, table_length // 4
     fragments = _by_extended_table(source, element, first, wanted, frames) or _by_basic_table(source, element, first, table, wanted, frames)
@@ -400,7 +409,9 @@ def _codec_of(source: PixelSource, fragments: list[tuple[int, int]]) -> Codec:
     data = _read(source, fragments[0][0], min(4096, fragments[0][1]))
     found = sniff(data) or (Codec.RLE if looks_like_rle(data) else None)
     if found is None:
-        raise NoPixels("unsupported_transfer_syntax", "the pixel data is encapsulated, and neither its transfer syntax nor its bytes name a codec")
+        raise NoPixels(
+            Reason.UNSUPPORTED_TRANSFER_SYNTAX, "the pixel data is encapsulated, and neither its transfer syntax nor its bytes name a codec"
+        )
     return found
 
 
@@ -409,7 +420,7 @@ def _decode_fragments(
 ) -> Frame:
     total = sum(length for _, length in fragments)
     if total > max_bytes:
-        raise NoPixels("frame_too_large", f"the encoded frame takes more than {max_bytes} bytes")
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"the encoded frame takes more than {max_bytes} bytes")
     data = b"".join(_read(source, start, length) for start, length in fragments)
     array, after = decode(codec, data, description, max_bytes=max_bytes)
     return Frame(array, index, frames, after)
@@ -438,9 +449,7 @@ def _by_extended_table(source: PixelSource, element: _Element, first: int, index
     return [(position + 8, length)]
 
 
-def _by_basic_table(
-    source: PixelSource, element: _Element, first: int, table: tuple[int, int], index: int, frames: int
-) -> list[tuple[int, int]]:
+def _by_basic_table(source: PixelSource, element: _Element, first: int, table: tuple[int, int], index: int, frames: int) -> list[tuple[int, int]]:
     """Find a frame by the Basic Offset Table. Empty when the table is empty or does not fit what is there."""
     table_start, entries = table
     if entries != frames:
@@ -471,7 +480,7 @@ def _by_scanning(source: PixelSource, element: _Element, first: int, frames: int
     while (item := _item(source, element, position, peek=12)) is not None:
         length, peeked = item
         if len(starts) >= _MAX_FRAGMENTS:
-            raise NoPixels("bad_encapsulation", f"the pixel data has more than {_MAX_FRAGMENTS} fragments")
+            raise NoPixels(Reason.BAD_ENCAPSULATION, f"the pixel data has more than {_MAX_FRAGMENTS} fragments")
         if starts_frame(peeked):
             begins.append(len(starts))
         starts.append(position + 8)
@@ -481,7 +490,7 @@ def _by_scanning(source: PixelSource, element: _Element, first: int, frames: int
             cut = True
             break
     if not starts:
-        raise NoPixels("pixel_data_truncated", "the pixel data has no fragments")
+        raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the pixel data has no fragments")
     frame_starts: Sequence[int] = range(len(starts))
     if frames == 1:
         frame_starts = (0,)

@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.elements import UNDEFINED_LENGTH, ElementReader, Elements, Met, Window, charset_of, data_set
-from pixels_assets.dicom.json_model import PIXEL_TAGS, write_json
+from pixels_assets.dicom.json_model import BINARY_VRS, PIXEL_TAGS, vr_of, write_json
 from pixels_assets.dicom.notes import Notes, listening
 from pixels_assets.dicom.transfer_syntax import (
     DEFLATED,
@@ -154,7 +154,7 @@ def _read(stream: BinaryIO, length: int, offset: int, notes: Notes, max_deflated
     preamble, start = _preamble(window, offset, notes)
     file_meta, command, start = _groups_before(window, start, notes)
     file_meta_json = write_json(file_meta, notes) if file_meta else None
-    if not file_meta and preamble is not None:
+    if not file_meta:
         notes.add("no_file_meta")
     declared = _declared_transfer_syntax(file_meta)
 
@@ -167,8 +167,9 @@ def _read(stream: BinaryIO, length: int, offset: int, notes: Notes, max_deflated
         window = Window(content, length)
 
     encoding = find_encoding(window, start, declared_encoding(declared))
-    elements: Elements = dict(command)
+    elements: Elements = {}
     pixels = _read_data_set(window, start, encoding, elements, notes)
+    elements.update(command)
     # Behind file meta information anything is a data set, private elements alone too; without it, text would pass for one.
     if not (elements if file_meta else any(tag > 0x0002FFFF and dictionary_has_tag(tag) for tag in elements)):
         return Unreadable("no_elements", "No data element could be read behind the file meta information or preamble.", "corrupt")
@@ -207,6 +208,7 @@ def _preamble(window: Window, offset: int, notes: Notes) -> tuple[bytes | None, 
             notes.add(f"dicom_at_offset_{offset}")
         return head[:128], offset + 132
     if head.startswith(b"DICM"):
+        notes.add("no_preamble")
         notes.add("dicm_at_zero")
         return None, offset + 4
     notes.add("no_preamble")
@@ -228,7 +230,7 @@ def _groups_before(window: Window, start: int, notes: Notes) -> tuple[FileMetaDa
             reader = ElementReader(window, little=True, notes=notes, defer_bytes=DEFER_BYTES)
             reader.read(elements, default_encoding, implicit=implicit, stop=lambda tag, group=group: tag >> 16 != group)  # type: ignore[misc]
             start = window.tell()
-        _load_deferred(window, elements)
+            _load_deferred(window, elements)
         groups.append(elements)
         encodings.append(implicit)
     file_meta = FileMetaDataset(data_set(groups[0], default_encoding, implicit=encodings[0], little=True, notes=notes))
@@ -252,11 +254,11 @@ def _inflate(window: Window, start: int, notes: Notes, max_bytes: int, max_ratio
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     result = bytearray()
     read = 0
-    # Small pieces: what one call inflated before it found damage is lost.
-    while not inflater.eof and (piece := inflater.unconsumed_tail or window.read(1024)):
-        read += 0 if inflater.unconsumed_tail else len(piece)
+    # Small pieces: each expands to a bounded size, and what a call inflated before it found damage is lost.
+    while not inflater.eof and (piece := window.read(1024)):
+        read += len(piece)
         try:
-            result += inflater.decompress(piece, _CHUNK)
+            result += inflater.decompress(piece)
         except zlib.error:
             if not result:
                 return Unreadable("deflate_corrupt", "The deflated data set cannot be inflated.", "corrupt")
@@ -313,25 +315,18 @@ def _skip_fragments(window: Window, *, little: bool) -> bool:
 
 def _load_deferred(window: Window, elements: Elements) -> None:
     """Load the values that were left in the file for their length alone: they are not binary, or the length was a lie."""
+    around = Dataset(elements)
     at = window.tell()
-    for tag, element in elements.items():
-        if isinstance(element, RawDataElement) and element.value is None and element.length:
-            short = window.end - element.value_tell <= DEFER_BYTES
-            if short or not _is_binary(element):
-                window.seek(element.value_tell)
-                elements[tag] = element._replace(value=window.read(element.length))
+    for tag, raw in list(elements.items()):
+        if isinstance(raw, RawDataElement) and raw.value is None and raw.length:
+            try:
+                binary = vr_of(raw, around) in BINARY_VRS
+            except Exception:  # a private creator that pydicom cannot convert
+                binary = False
+            if not binary or window.end - raw.value_tell <= DEFER_BYTES:
+                window.seek(raw.value_tell)
+                elements[tag] = raw._replace(value=window.read(raw.length))
     window.seek(at)
-
-
-def _is_binary(raw: RawDataElement) -> bool:
-    vr = raw.VR
-    if vr is None:
-        try:
-            vr = dictionary_VR(raw.tag)
-        except KeyError:
-            vr = "UN"
-    # A private element of VR UN may turn out to be anything; a known one above 64 KB stays UN.
-    return vr.startswith("O") or (vr == "UN" and not raw.tag.is_private) or " or OW" in vr
 
 
 def _pixel_vr(met: Met, dataset: Dataset, encoding: Encoding) -> str:

@@ -2,8 +2,8 @@
 
 Holds modality and VOI transformations, palettes, colour spaces, and the shape on screen. Must not read files, decode or encode.
 
-Large frames are reduced in bands of rows *before* they are windowed: averaging first costs a grey level or two and is many times faster, and nothing as
-large as the frame is ever allocated.
+Large frames are reduced in bands of rows *before* they are windowed: averaging first costs a grey level or two and is many times faster, and
+nothing as large as the frame is ever allocated.
 """
 
 import math
@@ -15,11 +15,12 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixels_assets.dicom.codecs import Array, NoPixels
+from pixels_assets.dicom.codecs import Array, NoPixels, Reason
 from pixels_assets.dicom.pixels import Frame, number, numbers, text, value
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Block = tuple[int, int]
 
 _BAND_BYTES = 4 << 20
 _SAMPLE_SIDE = 192
@@ -52,19 +53,22 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
     ----------
     DICOM PS3.3 C.7.6.3.1.2, C.7.9, C.11.1, C.11.2; PS3.4 N.2.
     """
-    height, width = shape_on_screen(frame.array.shape[0], frame.array.shape[1], pixel_aspect(dataset, frame.index), size)
+    rows, columns = frame.array.shape[:2]
+    height, width = shape_on_screen(rows, columns, pixel_aspect(dataset, frame.index), size)
+    block = max(1, rows // height), max(1, columns // width)
     samples = frame.array.shape[2] if frame.array.ndim == 3 else 1
     photometric = frame.description.photometric
     if samples > 1 and frame.array.dtype.kind != "f":
         if photometric in ("CMYK", "ARGB", "HSV"):
-            raise NoPixels("unsupported_photometric", "the photometric interpretation is a retired one that is not shown")
-        shown = _render_colour(frame, height, width)
+            raise NoPixels(Reason.UNSUPPORTED_PHOTOMETRIC, "the photometric interpretation is a retired one that is not shown")
+        shown = _render_colour(frame, block)
     elif samples == 1 and photometric == "PALETTE COLOR" and (palette := read_palette(dataset)) is not None:
-        shown = _to_bytes(_shrink(frame.array, height, width, palette.colours))
+        shown = _to_bytes(_shrink(frame.array, block, palette.colours))
     else:
-        shown = _render_grey(frame, dataset, height, width)
-    if shown.shape[:2] != (height, width):
-        shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING))
+        shown = _render_grey(frame, dataset, block)
+    whole = columns / block[1], rows / block[0]
+    if whole != (width, height):
+        shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING, box=(0, 0, *whole)))
     return shown
 
 
@@ -113,45 +117,63 @@ def functional_group(dataset: pydicom.Dataset, keyword: str, index: int) -> pydi
 # Reduction
 
 
-def _shrink(array: Array, height: int, width: int, convert: Callable[[Array], Array] | None = None) -> Floats:
-    """Average blocks of pixels, as many whole ones as bring the array near to `height` and `width` without going below.
+def _shrink(array: Array, block: Block, convert: Callable[[Array], Array] | None = None) -> Floats:
+    """Average blocks of (rows, columns) pixels; the last ones average what is left.
 
-    Rows or columns that do not fill a last block are left out. `convert` is applied to bands of rows before averaging.
+    `convert` is applied to bands of rows before averaging.
     """
-    down, across = max(1, array.shape[0] // height), max(1, array.shape[1] // width)
-    rows, columns = array.shape[0] // down, array.shape[1] // across
-    array = array[: rows * down, : columns * across]
-    row_bytes = max(1, array[0].size) * 12
-    band = max(1, min(rows, _BAND_BYTES // (row_bytes * down)))
+    rows = -(-array.shape[0] // block[0])
+    band = max(1, min(rows, _BAND_BYTES // (array[0].size * 12 * block[0])))
     parts = []
     for start in range(0, rows, band):
-        part = array[start * down : (start + band) * down]
-        parts.append(_average(part if convert is None else convert(part), down, across))
+        part = array[start * block[0] : (start + band) * block[0]]
+        parts.append(_average(part if convert is None else convert(part), block))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _average(array: Array, down: int, across: int) -> Floats:
-    total = array[::down].astype(np.float32)
-    for step in range(1, down):
-        total += array[step::down]
-    reduced = total[:, ::across]
-    for step in range(1, across):
-        reduced = reduced + total[:, step::across]
-    if down * across > 1:
-        reduced = reduced * np.float32(1 / (down * across))
-    return reduced
+def _average(array: Array, block: Block) -> Floats:
+    return _average_columns(_average_rows(array, block[0]), block[1])
+
+
+def _average_rows(array: Array, count: int) -> Floats:
+    total = array[::count].astype(np.float32)
+    for step in range(1, count):
+        part = array[step::count]
+        total[: len(part)] += part
+    left = len(array) % count
+    if count > 1:
+        total *= np.float32(1 / count)
+    if left:
+        total[-1] *= np.float32(count / left)
+    return total
+
+
+def _average_columns(array: Floats, count: int) -> Floats:
+    if count == 1:
+        return array
+    total = array[:, ::count].copy()
+    for step in range(1, count):
+        part = array[:, step::count]
+        total[:, : part.shape[1]] += part
+    left = array.shape[1] % count
+    total *= np.float32(1 / count)
+    if left:
+        total[:, -1] *= np.float32(count / left)
+    return total
 
 
 def _to_bytes(values: Floats) -> Grey:
-    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
+    values = values + np.float32(0.5)
+    np.clip(values, 0, 255, out=values)
+    return values.astype(np.uint8)
 
 
 # Colour
 
 
-def _render_colour(frame: Frame, height: int, width: int) -> Grey:
+def _render_colour(frame: Frame, block: Block) -> Grey:
     array = frame.array[:, :, :3]
-    values = _shrink(array, height, width)
+    values = _shrink(array, block)
     bits = frame.description.bits_stored
     if bits != 8:
         values *= np.float32(255 / ((1 << bits) - 1))
@@ -197,7 +219,6 @@ def read_palette(dataset: pydicom.Dataset) -> Palette | None:
         if len(descriptor) != 3:
             return None
         entries, first, bits = int(descriptor[0]) or 65536, int(descriptor[1]), int(descriptor[2])
-        entries %= 65536 + 1
         raw = value(dataset, f"{colour}PaletteColorLookupTableData")
         if raw is not None:
             channel = _lut_entries(raw, entries, bits, dataset)
@@ -205,11 +226,14 @@ def read_palette(dataset: pydicom.Dataset) -> Palette | None:
             channel = _expand_segments(_lut_entries(value(dataset, f"Segmented{colour}PaletteColorLookupTableData"), None, bits, dataset), entries)
         if not channel.size:
             return None
-        channels.append(_to_eight_bits(channel))
+        channels.append(channel)
     shortest = min(map(len, channels))
+    table = np.stack([channel[:shortest] for channel in channels], axis=1)
+    if table.max() > 255:  # entries of 16 bits that never pass 255 were meant as 8
+        table >>= 8
     if first > 32767 and number(dataset, "PixelRepresentation") == 1:
         first -= 65536
-    return Palette(first, np.stack([channel[:shortest] for channel in channels], axis=1))
+    return Palette(first, table.astype(np.uint8))
 
 
 def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.Dataset) -> NDArray[np.uint16]:
@@ -231,11 +255,6 @@ def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.D
         words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype("<u2").view(np.uint8)
         return words[:entries].astype(np.uint16)
     return np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype(np.uint16)[:entries]
-
-
-def _to_eight_bits(channel: NDArray[np.uint16]) -> Grey:
-    """Scale entries to 8 bits; 16-bit entries that never pass 255 were meant as 8."""
-    return (channel >> 8 if channel.max() > 255 else channel).astype(np.uint8)
 
 
 def _expand_segments(words: NDArray[np.uint16], entries: int) -> NDArray[np.uint16]:
@@ -267,17 +286,17 @@ def _expand_into(expanded: list[int], words: NDArray[np.uint16], entries: int, p
 # Grey
 
 
-def _render_grey(frame: Frame, dataset: pydicom.Dataset, height: int, width: int) -> Grey:
+def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
     array = frame.array if frame.array.ndim == 2 else frame.array[:, :, 0]
     sample = array[:: -(-array.shape[0] // _SAMPLE_SIDE), :: -(-array.shape[1] // _SAMPLE_SIDE)]
     sample = _without_padding(sample, dataset)
     convert = _modality_lut(dataset) if array.dtype.kind in "ui" else _finite
     if convert is None:
         slope, intercept = _rescale(dataset, frame.index)
-        values = _shrink(array, height, width)
+        values = _shrink(array, block)
     else:
         slope, intercept = 1.0, 0.0
-        values, sample = _shrink(array, height, width, convert), convert(sample)
+        values, sample = _shrink(array, block, convert), convert(sample)
     known = sample.astype(np.float32) if sample.size else values.reshape(-1)
     if (slope, intercept) != (1.0, 0.0):
         values = values * np.float32(slope) + np.float32(intercept)
@@ -285,7 +304,7 @@ def _render_grey(frame: Frame, dataset: pydicom.Dataset, height: int, width: int
     if frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
         shown = _segments(values, frame, dataset)
     else:
-        shown = _voi(dataset, frame.index, known)(values)
+        shown = _voi(dataset, frame.index, known, values)(values)
     if frame.description.photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape") == "INVERSE":
         shown = np.invert(shown)
     return shown
@@ -363,7 +382,7 @@ def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
     return _Lut(first, table.astype(np.float32)) if table.size else None
 
 
-def _voi(dataset: pydicom.Dataset, index: int, known: Floats) -> Callable[[Floats], Grey]:
+def _voi(dataset: pydicom.Dataset, index: int, known: Floats, values: Floats) -> Callable[[Floats], Grey]:
     """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
 
     Parameters
@@ -371,11 +390,13 @@ def _voi(dataset: pydicom.Dataset, index: int, known: Floats) -> Callable[[Float
     dataset : pydicom.Dataset
     index : int
     known : numpy.ndarray, float32
-        Values that count, padding left out.
+        Sample of the values that count, padding left out.
+    values : numpy.ndarray, float32
+        All values that will be shown.
     """
     low, high = (float(bound) for bound in np.percentile(known, (1, 99), method="nearest"))
     if low == high:
-        low, high = float(known.min()), float(known.max())
+        low, high = float(min(known.min(), values.min())), float(max(known.max(), values.max()))
     if low == high:
         return _constant
     holder = functional_group(dataset, "FrameVOILUTSequence", index)
@@ -402,10 +423,12 @@ class _Window:
     sigmoid: bool = False
 
     def __call__(self, values: Floats) -> Grey:
-        scaled = (values.astype(np.float64) - self.low) / (self.high - self.low)
+        shown = values - np.float32(self.low)
         if self.sigmoid:
-            scaled = 1 / (1 + np.exp(-4 * np.clip(scaled - 0.5, -20, 20)))
-        return _to_bytes(np.clip(scaled, 0, 1) * 255)
+            shown = 1 / (1 + np.exp(-4 * np.clip(shown / np.float32(self.high - self.low) - np.float32(0.5), -20, 20)))
+            return _to_bytes(shown * np.float32(255))
+        shown *= np.float32(255 / (self.high - self.low))
+        return _to_bytes(shown)
 
 
 def _read_window(holder: pydicom.Dataset) -> _Window | None:
@@ -425,7 +448,7 @@ def _read_window(holder: pydicom.Dataset) -> _Window | None:
 
 def _is_useful(window: _Window, known: Floats, spread: float) -> bool:
     """Whether a window shows the image: not nearly all of it black or white, and not all of it one shade of grey."""
-    within = np.count_nonzero((known > window.low) & (known < window.high)) / known.size
+    within = int(np.count_nonzero((known > window.low) & (known < window.high))) / known.size
     width = window.high - window.low
     if math.isinf(width) or width > 40 * spread:
         return False

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixels_assets.dicom.codecs import Reason
 from pixels_assets.dicom.pixels import NoPixels, PixelSource, read_frame
 from pixels_assets.dicom.rendering import render
 
@@ -53,8 +54,7 @@ class NoThumbnail:
     Parameters
     ----------
     code : str
-        ``no_pixel_data``, ``video``, ``referenced_pixels``, ``unsupported_transfer_syntax``, ``unsupported_photometric``, ``bad_pixel_description``,
-        ``bad_encapsulation``, ``pixel_data_truncated``, ``frame_too_large`` or ``decode_failed``.
+        One of the words of `Reason`, such as ``no_pixel_data``.
     message : str
         One sentence without patient data.
     """
@@ -81,7 +81,7 @@ def make_thumbnail(source: PixelSource | None, *, size: int = 256, max_bytes: in
         Never an exception, whatever the bytes are.
     """
     if source is None:
-        return NoThumbnail("no_pixel_data", "the object has no pixel data")
+        return NoThumbnail(Reason.NO_PIXEL_DATA.value, "the object has no pixel data")
     try:
         # What libraries warn about here is a value that the metadata's row reports already, or a codec's quirk that does not change the picture.
         with warnings.catch_warnings():
@@ -89,12 +89,12 @@ def make_thumbnail(source: PixelSource | None, *, size: int = 256, max_bytes: in
             frame = read_frame(source, max_bytes=max_bytes)
             data, mime, width, height = _encode(render(frame, source.dataset, size=size))
     except NoPixels as reason:
-        return NoThumbnail(reason.code, reason.message)
+        return NoThumbnail(reason.code.value, reason.message)
     except MemoryError:
-        return NoThumbnail("frame_too_large", "there is not enough memory to decode the frame")
-    except Exception as error:  # noqa: BLE001 - hostile headers make pydicom, numpy and Pillow raise anything; the row names the type
+        return NoThumbnail(Reason.FRAME_TOO_LARGE.value, "there is not enough memory to decode the frame")
+    except Exception as error:  # hostile headers make pydicom, numpy and Pillow raise anything; the row names the type
         _LOG.debug("thumbnail failed: %s", type(error).__name__)
-        return NoThumbnail("decode_failed", f"decoder raised {type(error).__name__}")
+        return NoThumbnail(Reason.DECODE_FAILED.value, f"decoder raised {type(error).__name__}")
     return Thumbnail(data, mime, width, height, frame.index)
 
 

@@ -5,7 +5,6 @@ processes and on Spark executors. Must not import Dagster, Delta or polars, and 
 """
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
+from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, os_path, row_id
 from pixels_assets.lake.parts import Part, PartWriter
 from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
@@ -28,8 +28,8 @@ from pixels_assets.settings import MIB, Settings
 logger = logging.getLogger(__name__)
 
 OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
-ARCHIVE_TYPES = frozenset({"zip", "tar", "gzip", "bzip2", "xz"})
-DICOM_TYPES = frozenset({"dicom", "dicomdir"})
+
+CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
@@ -171,9 +171,10 @@ def index_shard(
             stretch.begin_file(number)
             skip = objects_done if number == files_done else 0
             for ordinal, found in enumerate(walk(file, spec.settings.limits, on_enter=supervisor.entering, refused=refused or {})):
+                local = _extract(found, extractor)  # what is skipped below, too: which name a member gets depends on those before it
                 if ordinal < skip:
                     continue
-                stretch.add(found, extractor)
+                stretch.add(found, local)
                 if stretch.full:
                     supervisor.resting()
                     supervisor.finished(stretch.close(number, ordinal + 1))
@@ -205,14 +206,14 @@ class _Stretch:
     def full(self) -> bool:
         return self.tally.objects >= _SEGMENT_ROWS or self.weight >= _SEGMENT_BYTES
 
-    def add(self, found: FoundObject, extractor: Extractor | None) -> None:
+    def add(self, found: FoundObject, extracted: Path | None) -> None:
         started = time.perf_counter()
         spec = self.spec
         metadata, image = _index(found, spec)
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
-        if extractor is not None and found.depth and found.failure is None and found.file_type not in ARCHIVE_TYPES:
-            metadata["local_path"] = os.fsdecode(extractor.extract(found))
+        if extracted is not None:
+            metadata["local_path"] = str(extracted)
         self._write(DICOM_METADATA, metadata)
         self._write(THUMBNAILS, _thumbnail_row(found, image))
         tally = self.tally
@@ -258,6 +259,12 @@ class _Stretch:
             writer.abandon()
 
 
+def _extract(found: FoundObject, extractor: Extractor | None) -> Path | None:
+    if extractor is None or not found.depth or found.failure is not None or found.file_type in CONTAINER_TYPES:
+        return None
+    return extractor.extract(found)
+
+
 def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:
     """Row of `dicom_metadata` and the thumbnail of one object."""
     row: dict[str, object] = {
@@ -283,7 +290,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
     if found.failure is not None:
         _fail(row, found.failure)
         image = NoThumbnail(found.failure.code, found.failure.message)
-    elif found.file_type in ARCHIVE_TYPES:
+    elif found.file_type in CONTAINER_TYPES:
         row["status"] = Status.ARCHIVE.value
     elif found.file_type in DICOM_TYPES and found.stream is not None:
         image = _read_dicom(found, spec, row, warnings)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 """Told the number of objects touched so far."""
 
+_START = "import sys; from pixels_assets.engines.worker import main; main(*map(int, sys.argv[1:]))"
 _POLL_SECONDS = 0.05
 _IDLE_DEATHS = 3
 _CHANCES = 2
@@ -65,10 +66,10 @@ class _Worker:
     def __init__(self, worker_bytes: int) -> None:
         ours, theirs = socket.socketpair()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        self._file.write(bytes(MONITOR.size))
+        self._file.write(MONITOR.pack(0, RESTING, 0.0))
         self._file.flush()
         self._monitor = mmap.mmap(self._file.fileno(), MONITOR.size)
-        command = [sys.executable, "-m", "pixels_assets.engines.worker", str(theirs.fileno()), str(self._file.fileno())]
+        command = [sys.executable, "-c", _START, str(theirs.fileno()), str(self._file.fileno())]
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "OPENBLAS_NUM_THREADS": "1",

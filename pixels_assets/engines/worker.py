@@ -1,4 +1,4 @@
-"""The process that indexes shards for the local engine: ``python -m pixels_assets.engines.worker CONNECTION_FD MONITOR_FD``.
+"""The process that indexes shards for the local engine.
 
 Holds the worker's side of the conversation. Must not decide anything about other workers, and must die with its parent.
 
@@ -106,7 +106,13 @@ class _Reporter:
 
 
 def main(connection_fd: int, monitor_fd: int) -> None:
-    """Serve orders until the connection closes."""
+    """Serve orders until the connection closes.
+
+    Parameters
+    ----------
+    connection_fd, monitor_fd : int
+        Inherited file descriptors: one end of a socket pair, and the file behind the shared block of memory.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _die_with_parent()
     monitor = mmap.mmap(monitor_fd, MONITOR.size)
@@ -155,7 +161,3 @@ def _limit_memory(limit: int) -> None:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         data, resident = (int(status[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
         resource.setrlimit(resource.RLIMIT_DATA, (data + max(0, limit - resident),) * 2)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -66,6 +66,8 @@ class CommitResult:
         1 when no other writer interfered.
     rows : int
         Rows in the parts that were added.
+    size : int
+        Bytes of the parts that were added.
     rows_removed : int
         Rows that the table no longer has.
     rows_kept : int
@@ -79,6 +81,7 @@ class CommitResult:
     version: int
     attempts: int
     rows: int
+    size: int
     rows_removed: int
     rows_kept: int
     files_added: int
@@ -123,7 +126,8 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
     with lake_errors("create the lake", lake):
         lake.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        if (lake / table.name / "_delta_log").is_dir() and not _additions(open_table(lake, table.name), table):
+        # A process that was stopped while it created a table leaves a log without entries.
+        if DeltaTable.is_deltatable(str(lake / table.name)) and not _additions(open_table(lake, table.name), table):
             continue
         with table_lock(lake, table.name, LOCK_SECONDS), _delta_errors(f"create the table {table.name}", lake / table.name):
             delta = DeltaTable.create(
@@ -313,6 +317,7 @@ def commit(
             logger.info("commit of batch %s to %s lost attempt %d to another writer", batch, table.name, attempts)
             time.sleep(random.uniform(0.005, 0.05))  # noqa: S311
     result = CommitResult(
+        size=sum(part.size for part in parts),
         version=version,
         attempts=attempts,
         rows=sum(part.rows for part in parts),

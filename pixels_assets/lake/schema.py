@@ -35,7 +35,7 @@ class Column:
         What it holds, for people; becomes the column's comment in Delta.
     nullable : bool
     clause : str or None
-        The DICOM clause that defines the values, where one does.
+        The DICOM clause that defines the values, where one does, with the tag where it is one attribute.
     """
 
     name: str
@@ -123,7 +123,10 @@ _HASH = Column("content_hash", pa.string(), "SHA-256 of the object's bytes, lowe
 _META = Column("meta", pa.string(), "The data set as DICOM JSON, without pixel data, long values as references.", clause="DICOM PS3.18 Annex F")
 _THUMBNAIL = Column("thumbnail", pa.binary(), "The representative frame as a small encoded image.")
 _BATCH = Column(PARTITION, pa.string(), "Key of the batch of files that brought the row.", nullable=False)
-_TYPED = tuple(Column(item.keyword, _KINDS[item.kind], item.meaning, clause="DICOM PS3.6 chapter 6") for item in ATTRIBUTES)
+_TYPED = tuple(
+    Column(item.keyword, _KINDS[item.kind], item.meaning, clause=f"({item.tag >> 16:04X},{item.tag & 0xFFFF:04X}), DICOM PS3.6 chapter 6")
+    for item in ATTRIBUTES
+)
 
 RAW_FILES = Table(
     "raw_files",

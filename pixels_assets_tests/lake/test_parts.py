@@ -1,6 +1,7 @@
 """Rows in, Parquet parts out."""
 
 import datetime as dt
+import itertools
 import json
 import pickle
 import random
@@ -83,7 +84,7 @@ def test_row_groups_of_tables_with_binaries_are_small_so_that_a_lookup_reads_lit
     footer = pq.read_metadata(tmp_path / part.table / part.path)
     assert footer.num_row_groups == -(-2000 // GROUP_ROWS)
     statistics = [footer.row_group(group).column(0).statistics for group in range(footer.num_row_groups)]
-    assert all(before.max < after.min for before, after in zip(statistics, statistics[1:], strict=False))
+    assert all(before.max < after.min for before, after in itertools.pairwise(statistics))
     assert not footer.row_group(0).column(THUMBNAILS.column_names.index("thumbnail")).is_stats_set
 
 

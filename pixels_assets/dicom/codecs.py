@@ -7,7 +7,7 @@ the data set: what a codestream says about its own size is compared with it befo
 import logging
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -71,7 +71,7 @@ class Codec(StrEnum):
     JPEG = "jpeg"
     JPEG_LS = "jpeg_ls"
     JPEG_2000 = "jpeg_2000"
-    HTJ2K = "htj2k"
+    """High-throughput JPEG 2000 (Part 15) included: OpenJPEG reads both."""
     JPEG_XL = "jpeg_xl"
     RLE = "rle"
     DEFLATE = "deflate"
@@ -98,8 +98,7 @@ CODECS: dict[str, Codec] = {
     f"{_DICOM}.8.1": Codec.DEFLATE,
     **{f"{_DICOM}.4.{number}": Codec.JPEG for number in (*range(50, 67), 70)},
     **{f"{_DICOM}.4.{number}": Codec.JPEG_LS for number in (80, 81)},
-    **{f"{_DICOM}.4.{number}": Codec.JPEG_2000 for number in (90, 91, 92, 93)},
-    **{f"{_DICOM}.4.{number}": Codec.HTJ2K for number in (201, 202, 203)},
+    **{f"{_DICOM}.4.{number}": Codec.JPEG_2000 for number in (90, 91, 92, 93, 201, 202, 203)},
     **{f"{_DICOM}.4.{number}": Codec.JPEG_XL for number in (110, 111, 112)},
     **{f"{_DICOM}.4.{number}": Codec.REFERENCED for number in (94, 95, 204, 205)},
     **{f"{_DICOM}.4.{number}{part}": Codec.VIDEO for number in range(100, 109) for part in ("", ".1")},
@@ -169,7 +168,7 @@ class Codestream:
     signed : bool or None
         None where the format cannot say.
     lossless : bool
-        JPEG process 14, where the decoder must not touch the colours, or a reversible JPEG 2000 wavelet.
+        JPEG process 14, where the decoder must not touch the colours.
     progressive : bool
         A JPEG whose decoder holds all coefficients at once.
     colour : str or None
@@ -192,6 +191,7 @@ _JXL_BOX = b"\x00\x00\x00\x0cJXL "
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _HEADER_BYTES = 1 << 20
+_RLE_EXCESS = 4096
 
 
 def sniff(data: bytes) -> Codec | None:
@@ -202,7 +202,7 @@ def sniff(data: bytes) -> Codec | None:
     if data[:2] == b"\xff\xd8":
         return Codec.JPEG_LS if _jpeg_frame_marker(data) == 0xF7 else Codec.JPEG
     if data.startswith((_J2K_START, _JP2_BOX)):
-        return Codec.HTJ2K if _is_htj2k(data) else Codec.JPEG_2000
+        return Codec.JPEG_2000
     if data.startswith((b"\xff\x0a", _JXL_BOX)):
         return Codec.JPEG_XL
     return None
@@ -321,16 +321,25 @@ def _decode_rle(data: bytes, description: PixelDescription) -> bytes | bytearray
     return decoded
 
 
-def _decode_rle_leniently(data: bytes, description: PixelDescription) -> bytearray:
-    """Second opinion: this decoder forgives segments that hold more than their share."""
-    from rle.utils import decode_pixel_data
-
-    options: dict[str, Any] = {"rows": description.rows, "columns": description.columns, "bits_allocated": description.bits_allocated}
-    try:
-        decoded = decode_pixel_data(data, version=2, byteorder="<", pack_bits=True, **options)
-    except Exception as error:  # as above
-        raise _decoder_failed(error) from None
-    return bytearray(decoded)
+def _decode_rle_leniently(data: bytes, description: PixelDescription) -> bytes:
+    """Undo RLE whose segments hold more than their share, which some writers pad them with."""
+    width = max(1, description.bits_allocated // 8)
+    share = description.packed_bytes // (description.samples * width)
+    count, *offsets = struct.unpack_from("<16L", data.ljust(64, b"\0"))
+    if count != description.samples * width:
+        raise NoPixels(Reason.DECODE_FAILED, "the RLE header counts other segments than the frame needs")
+    planes = np.zeros((description.samples, share, width), np.uint8)
+    for number, start in enumerate(offsets[:count]):
+        stop = offsets[number + 1] if number + 1 < count else len(data)
+        try:
+            segment = imagecodecs.packbits_decode(data[start:stop], out=bytearray(share + _RLE_EXCESS))
+        except Exception as error:  # as above
+            raise _decoder_failed(error) from None
+        if len(segment) < share:
+            raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "an RLE segment holds less than its share of the frame")
+        # The most significant byte of a sample comes first.
+        planes[number // width, :, width - 1 - number % width] = np.frombuffer(segment, np.uint8, share)
+    return planes.tobytes()
 
 
 def _read_header(codec: Codec, data: bytes) -> Codestream:
@@ -397,31 +406,14 @@ def _jpeg_header(data: bytes) -> Codestream:
     return Codestream(rows, columns, samples, precision, lossless=lossless, progressive=progressive, colour=colour)
 
 
-def _jpeg_2000_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker segments of a JPEG 2000 main header (ITU-T T.800 A.2), inside a JP2 file too: (marker, start of its content)."""
-    position = data.find(_J2K_START, 0, _HEADER_BYTES) + 2
-    if position < 2:
-        raise IndexError
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0x90:
-        yield data[position + 1], position + 4
-        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
-
-
-def _is_htj2k(data: bytes) -> bool:
-    """Whether a JPEG 2000 codestream declares extended capabilities, which is how Part 15 (HTJ2K) announces itself."""
-    try:
-        return any(marker == 0x50 for marker, _ in _jpeg_2000_segments(data))
-    except IndexError:
-        return False
-
-
 def _jpeg_2000_header(data: bytes) -> Codestream:
-    """Read the SIZ and COD marker segments (ITU-T T.800 A.5.1, A.6.1)."""
-    segments = dict(_jpeg_2000_segments(data))
-    right, bottom, left, top = struct.unpack_from(">4L", data, segments[0x51] + 2)
-    samples, depth = struct.unpack_from(">HB", data, segments[0x51] + 34)
-    reversible = 0x52 in segments and data[segments[0x52] + 9] == 1
-    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), lossless=reversible)
+    """Read the SIZ marker segment (ITU-T T.800 A.5.1), inside a JP2 file too."""
+    start = data.find(_J2K_START, 0, _HEADER_BYTES)
+    if start < 0:
+        raise IndexError
+    right, bottom, left, top = struct.unpack_from(">4L", data, start + 8)
+    samples, depth = struct.unpack_from(">HB", data, start + 40)
+    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
 
 
 def _jpeg_xl_header(data: bytes) -> Codestream:
@@ -455,7 +447,7 @@ def _jpeg_xl_header(data: bytes) -> Codestream:
 def _working_bytes(codec: Codec, found: Codestream) -> int:
     """Memory that a decoder takes beside its input and output, from reading how the libraries work."""
     samples = found.rows * found.columns * found.samples
-    if codec is Codec.JPEG_2000 or (codec is Codec.HTJ2K and not found.lossless):
+    if codec is Codec.JPEG_2000:
         return 4 * samples  # OpenJPEG computes in 32-bit integers for the whole image
     if codec is Codec.JPEG_XL:
         return 2 * samples
@@ -516,6 +508,7 @@ def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> A
 
 
 def _jpeg_2000(data: bytes, found: Codestream, description: PixelDescription) -> Array:
+    # Not `htj2k_decode` for Part 15: twice as fast, but it lets lossy overshoot wrap from white to black and hides errors of damaged codestreams.
     array: Array = imagecodecs.jpeg2k_decode(data, numthreads=1)
     return array
 
@@ -525,14 +518,6 @@ def _jpeg_2000_openjpeg(data: bytes, found: Codestream, description: PixelDescri
     from openjpeg.utils import decode as openjpeg_decode
 
     array: Array = openjpeg_decode(data)
-    return array
-
-
-def _htj2k(data: bytes, found: Codestream, description: PixelDescription) -> Array:
-    if not found.lossless:
-        # OpenJPH as wrapped here lets overshoot wrap around, black to white; OpenJPEG clips it.
-        return _jpeg_2000(data, found, description)
-    array: Array = imagecodecs.htj2k_decode(data, planar=False)
     return array
 
 
@@ -552,7 +537,6 @@ _CODESTREAM_CODECS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescript
     Codec.JPEG: (_jpeg, _jpeg_lossless),
     Codec.JPEG_LS: (_jpeg_ls,),
     Codec.JPEG_2000: (_jpeg_2000, _jpeg_2000_openjpeg),
-    Codec.HTJ2K: (_htj2k, _jpeg_2000),
     Codec.JPEG_XL: (_jpeg_xl,),
 }
 """Decoders of each self-describing codestream, in the order in which they are tried. All are under permissive licences."""
@@ -563,7 +547,6 @@ def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDe
     if array.ndim == 3 and array.shape[2] < 3:  # the second one would be opacity
         array = array[:, :, 0]
     samples = array.shape[2] if array.ndim == 3 else 1
-    is_jpeg_2000 = codec in (Codec.JPEG_2000, Codec.HTJ2K)
     width = 8 * array.dtype.itemsize
     precision = width if codec is Codec.JPEG_XL else found.precision
     # Fewer bits stored than coded: the rest may be an old overlay. More bits coded than allocated: the data set is simply wrong.
@@ -572,7 +555,7 @@ def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDe
     if array.dtype.kind in "ui" and (array.dtype.kind == "i") != description.signed:
         array = array.view(f"i{array.dtype.itemsize}" if description.signed else f"u{array.dtype.itemsize}")
         if description.signed:
-            stored = found.precision if is_jpeg_2000 else description.bits_stored
+            stored = found.precision if codec is Codec.JPEG_2000 else description.bits_stored
             array = sign_extend(array, stored)
         elif found.precision < width:
             array = array & array.dtype.type((1 << found.precision) - 1)

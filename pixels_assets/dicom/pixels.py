@@ -481,7 +481,7 @@ def _by_scanning(source: PixelSource, element: _Element, first: int, frames: int
         length, peeked = item
         if len(starts) >= _MAX_FRAGMENTS:
             raise NoPixels(Reason.BAD_ENCAPSULATION, f"the pixel data has more than {_MAX_FRAGMENTS} fragments")
-        if starts_frame(peeked):
+        if starts_frame(peeked) or (len(peeked) < 3 and len(begins) == len(starts)):  # cut after its header, as one frame a fragment
             begins.append(len(starts))
         starts.append(position + 8)
         lengths.append(length)

@@ -45,7 +45,7 @@ def picture(rows=40, columns=56):
         (Codec.JPEG_LS, imagecodecs.jpegls_encode),
         (Codec.JPEG_2000, lambda array: imagecodecs.jpeg2k_encode(array, reversible=True, level=0, codecformat="j2k")),
         (Codec.JPEG_2000, lambda array: imagecodecs.jpeg2k_encode(array, reversible=True, level=0, codecformat="jp2")),
-        (Codec.HTJ2K, lambda array: imagecodecs.htj2k_encode(array, reversible=True)),
+        (Codec.JPEG_2000, lambda array: imagecodecs.htj2k_encode(array, reversible=True)),
         (Codec.JPEG_XL, lambda array: imagecodecs.jpegxl_encode(array, lossless=True)),
         (Codec.JPEG_XL, lambda array: imagecodecs.jpegxl_encode(array, lossless=True, usecontainer=True)),
         (Codec.DEFLATE, lambda array: raw_deflate(array.tobytes())),
@@ -136,7 +136,7 @@ def test_jpeg_2000_undoes_its_own_colour_transform(photometric):
 def test_lossy_htj2k_does_not_wrap_around_at_black_and_white():
     noise = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(np.uint8) * 255
     data = imagecodecs.htj2k_encode(noise, level=0.05, reversible=False)
-    decoded, _ = decode(Codec.HTJ2K, data, grey(8, rows=64, columns=64), max_bytes=LIMIT)
+    decoded, _ = decode(Codec.JPEG_2000, data, grey(8, rows=64, columns=64), max_bytes=LIMIT)
     assert np.abs(decoded.astype(int) - noise).max() < 128
 
 
@@ -152,12 +152,20 @@ def test_rle_frames_come_back_as_they_were(bits, samples):
     assert np.array_equal(decoded, expected)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_rle_segments_with_more_than_their_share_are_cut_to_it(bits):
+    array = np.arange(2 * 20 * 30, dtype=f"<u{bits // 8}").reshape(2, 20, 30)
+    shape = grey(bits, rows=10, columns=30, samples=1)
+    decoded, _ = decode(Codec.RLE, rle(array[:1]), shape, max_bytes=LIMIT)
+    assert np.array_equal(decoded, array[0, :10])
+
+
 def rle(planes):
     """Encode planes as literal runs: the most significant byte of a plane first (DICOM PS3.5 Annex G)."""
     segments = []
     for plane in planes:
         for byte in range(plane.dtype.itemsize - 1, -1, -1):
-            raw = plane.reshape(-1).view(np.uint8)[byte :: plane.dtype.itemsize].tobytes()
+            raw = np.ascontiguousarray(plane).reshape(-1).view(np.uint8)[byte :: plane.dtype.itemsize].tobytes()
             runs = b"".join(bytes([len(raw[at : at + 128]) - 1]) + raw[at : at + 128] for at in range(0, len(raw), 128))
             segments.append(runs + b"\x00" * (len(runs) % 2))
     offsets = np.zeros(16, "<u4")
@@ -216,6 +224,9 @@ def test_rle_that_cannot_hold_the_frame_is_refused_before_memory_is_taken():
         (Codec.JPEG_LS, imagecodecs.jpegls_encode(ramp())[:60]),
         (Codec.JPEG_2000, imagecodecs.jpeg2k_encode(ramp())[:120]),
         (Codec.RLE, b"\x01\x00\x00\x00" + b"\xff" * 4000),
+        (Codec.RLE, rle(ramp()[None])[:-60]),
+        (Codec.RLE, rle(ramp()[None, :, ::2])),
+        (Codec.RLE, rle(np.stack([ramp()] * 3))),
         (Codec.DEFLATE, b"\xff\xff\xff"),
     ],
 )

@@ -90,8 +90,8 @@ def _ingest(options: argparse.Namespace, settings: Settings) -> int:
     _be_heard(settings)
     ran = ingest(settings, options.sources, mode=options.mode, say=_say)
     _print_status(settings)
-    rate = f", {ran.files / ran.seconds:.0f} files/s" if ran.files else ""
-    print(f"\n{ran.files} files in {ran.seconds:.1f} s{rate}; the lake is in {settings.lake}")
+    rate = f": {ran.files / ran.seconds:.0f} files/s, {ran.objects / ran.seconds:.0f} objects/s" if ran.files else ""
+    print(f"\n{ran.files} files, {ran.objects} objects in {ran.seconds:.1f} s{rate}; the lake is in {settings.lake}")
     if ran.discovery.waiting:
         print(f"{ran.discovery.waiting} files wait: they were just written, or are named *.part or *.tmp; run again to take them")
     _print_next(settings)

@@ -31,6 +31,7 @@ OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
 
 CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -316,6 +317,8 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
         return NoThumbnail(header.code, header.message)
     row.update(meta=header.meta, file_meta=header.file_meta, header=header.header, **header.values)
     warnings += [warning for warning in header.warnings if warning not in warnings]
+    if found.file_type != "dicomdir":
+        warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]
     if THUMBNAILS.name not in spec.outputs:
         return NoThumbnail("not_asked_for", "thumbnails were not selected in this run")
     source = None

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from pixels_assets.errors import UsageError
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed, open_table
-from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES
+from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,11 @@ def status(lake: Path) -> LakeStatus:
         instances=distinct["instances"].item(),
         bytes=int(loose or 0),
     )
+
+
+def batch_rows(lake: Path, table: Table, batch: str) -> int:
+    """Rows that one batch has in a table."""
+    return int(scan(lake, table.name).filter(pl.col("batch") == batch).select(pl.len()).collect().item())
 
 
 def quarantined_batches(lake: Path, statuses: Collection[str]) -> dict[str, int]:

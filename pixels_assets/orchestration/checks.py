@@ -13,6 +13,9 @@ from pixels_assets.orchestration.resources import EngineResource, LakeResource
 FAILING = (Status.CORRUPT, Status.ENCRYPTED, Status.LIMIT_EXCEEDED, Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
 
 
+_OBJECT = ["batch", "path"]
+
+
 def _batch(context: dg.AssetCheckExecutionContext) -> str | None:
     """The batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
     step = context.op_execution_context
@@ -32,12 +35,14 @@ def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
 def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     batch, sealed = _batch(context), manifests(lake.path)
     keys = sealed.keys() if batch is None else [batch]
-    listed = [(key, file.path) for key in keys for file in sealed.load(key) if file.change is not Change.REMOVED]
-    loose = list(_rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") == 0).select("batch", "path").collect().iter_rows())
-    missing, extra = set(listed) - set(loose), set(loose) - set(listed)
+    listed = pl.DataFrame(
+        [(key, file.path) for key in keys for file in sealed.load(key) if file.change is not Change.REMOVED], schema=_OBJECT, orient="row"
+    )
+    rows = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") == 0).select(_OBJECT).collect()
+    missing, extra = listed.join(rows, on=_OBJECT, how="anti"), rows.join(listed, on=_OBJECT, how="anti")
     return dg.AssetCheckResult(
-        passed=not missing and not extra and len(loose) == len(listed),
-        metadata={"listed": len(listed), "rows": len(loose), "missing": len(missing), "unexpected": len(extra)},
+        passed=missing.is_empty() and extra.is_empty() and len(rows) == len(listed),
+        metadata={"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
     )
 
 
@@ -47,15 +52,21 @@ def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResour
     description="Every archive member has one row here and one in dicom_metadata, and belongs to an archive that has a row itself.",
 )
 def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    members = _rows(lake, UNZIPPED_ARCHIVES, _batch(context)).select("batch", "path", "original_path").collect()
-    objects = _rows(lake, DICOM_METADATA, _batch(context)).select("batch", "path", "depth").collect()
-    inside, loose = objects.filter(pl.col("depth") > 0), objects.filter(pl.col("depth") == 0)
-    orphans = members.join(loose, left_on=["batch", "original_path"], right_on=["batch", "path"], how="anti")
-    difference = set(members.select("batch", "path").iter_rows()) ^ set(inside.select("batch", "path").iter_rows())
-    return dg.AssetCheckResult(
-        passed=not difference and orphans.is_empty() and len(members) == len(inside) == members.select("batch", "path").n_unique(),
-        metadata={"members": len(members), "rows": len(inside), "different": len(difference), "without_archive": len(orphans)},
-    )
+    batch = _batch(context)
+    members = _rows(lake, UNZIPPED_ARCHIVES, batch).select(*_OBJECT, "original_path")
+    inside = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") > 0).select(_OBJECT)
+    loose = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") == 0).select("batch", original_path="path")
+    figures = {
+        "members": members,
+        "rows": inside,
+        "distinct": members.select(_OBJECT).unique(),
+        "without_row": members.join(inside, on=_OBJECT, how="anti"),
+        "without_member": inside.join(members, on=_OBJECT, how="anti"),
+        "without_archive": members.join(loose, on=["batch", "original_path"], how="anti"),
+    }
+    found = {name: int(frame.select(pl.len()).collect().item()) for name, frame in figures.items()}
+    complete = found["without_row"] == found["without_member"] == found["without_archive"] == 0
+    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata=found)
 
 
 @dg.asset_check(asset=asset_key(OBJECT_CATALOG), description="No path and no rowId occurs twice in the whole catalog.")

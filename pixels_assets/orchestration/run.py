@@ -13,7 +13,8 @@ from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake.changes import Discovery, manifests
-from pixels_assets.lake.query import pending_batches, quarantined_batches
+from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_batches
+from pixels_assets.lake.schema import OBJECT_CATALOG
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
@@ -39,8 +40,8 @@ class Ingested:
         Batches that ran to the end, in order.
     failed : dict of str to str
         Why a batch did not, by batch. Their files are taken again by the next call.
-    files : int
-        Files of the batches that ran.
+    files, objects : int
+        Files of the batches that ran, and rows of the catalog that they came to.
     seconds : float
         Wall time, listing included.
     """
@@ -49,6 +50,7 @@ class Ingested:
     batches: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     files: int = 0
+    objects: int = 0
     seconds: float = 0.0
 
 
@@ -149,6 +151,7 @@ def _run(settings: Settings, instance: dg.DagsterInstance, batch: str, ran: Inge
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))
+        ran.objects += batch_rows(settings.lake, OBJECT_CATALOG, batch)
         return True
     ran.failed[batch] = _reason(result)
     logger.error("batch %s failed: %s", batch, ran.failed[batch])

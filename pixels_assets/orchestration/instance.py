@@ -21,7 +21,6 @@ PROCESS_TAG = "pixels/process"
 def shared_instance() -> Iterator[dg.DagsterInstance]:
     """Open the instance of `home()`, wherever the process works: its relative folders count from there."""
     os.environ.setdefault("DAGSTER_HOME", str(home()))
-    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"  # where no dagster.yaml says so
     with dg.DagsterInstance.from_ref(_ref(home())) as instance:
         end_lost_runs(instance)
         yield instance
@@ -56,7 +55,7 @@ def _ref(folder: Path) -> InstanceRef:
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
-        return InstanceRef.from_dir(str(base))
+        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}})
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))
 

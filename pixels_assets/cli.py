@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,7 +162,7 @@ def _print_status(settings: Settings) -> None:
 def _print_next(settings: Settings) -> None:
     lake = "" if settings.lake == home() / "var" / "lake" else f" --lake {settings.lake}"
     tried = Path(sys.argv[0])
-    pixels = "pixels" if tried.parent == Path() else str(tried)
+    pixels = str(tried) if tried.name == "pixels" and not shutil.which("pixels") else "pixels"
     print(f"next: {pixels} status{lake}; make ui; SQL in the README")
 
 

@@ -21,6 +21,7 @@ PROCESS_TAG = "pixels/process"
 def shared_instance() -> Iterator[dg.DagsterInstance]:
     """Open the instance of `home()`, wherever the process works: its relative folders count from there."""
     os.environ.setdefault("DAGSTER_HOME", str(home()))
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"  # where no dagster.yaml says so
     with dg.DagsterInstance.from_ref(_ref(home())) as instance:
         end_lost_runs(instance)
         yield instance

@@ -9,7 +9,7 @@ from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, counts
-from pixels_assets.orchestration.partitions import BATCH, register
+from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
 
 ingest_batch = dg.define_asset_job(
@@ -18,7 +18,6 @@ ingest_batch = dg.define_asset_job(
         *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
     ),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
-    partitions_def=BATCH,
 )
 
 

@@ -34,7 +34,7 @@ def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
-        result = commit_catalog(root, batch, files, attempt=f"{context.run_id}-{context.retry_number}", run_id=context.run_id)
+        result = commit_catalog(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
         return dg.MaterializeResult(metadata=materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files)))
 
 
@@ -63,6 +63,6 @@ def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
         retried = quarantined_files(root, batch, config.retry) if config.retry else None
-        attempt = f"{context.run_id}-{context.retry_number}"
-        result = commit_quarantine(root, batch, files, attempt=attempt, run_id=context.run_id, retried=retried)
+        attempt = f"{context.run.run_id}-{context.retry_number}"
+        result = commit_quarantine(root, batch, files, attempt=attempt, run_id=context.run.run_id, retried=retried)
         return dg.MaterializeResult(metadata=materialization(root, QUARANTINE, result, time.monotonic() - started, len(files)))

@@ -75,9 +75,9 @@ def index_objects(
         files = manifests(root).load(batch)
         only = quarantined_files(root, batch, [Status(status) for status in config.retry]) if config.retry else None
         outputs = frozenset(key.path[-1] for key in context.selected_asset_keys)
-        spec = IndexSpec(root, batch, f"{context.run_id}-{context.retry_number}", outputs, settings)
+        spec = IndexSpec(root, batch, f"{context.run.run_id}-{context.retry_number}", outputs, settings)
         with engine.start() as running:
-            indexed = index_batch(running, spec, files, run_id=context.run_id, only=only, progress=_Progress())
+            indexed = index_batch(running, spec, files, run_id=context.run.run_id, only=only, progress=_Progress())
         seconds = time.monotonic() - started
         for table in (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS):
             if table.name in outputs:

@@ -32,7 +32,7 @@ def raw_files(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mater
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
-        result = commit_raw_files(root, batch, files, attempt=f"{context.run_id}-{context.retry_number}", run_id=context.run_id)
+        result = commit_raw_files(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
         changes = {change.value: sum(file.change is change for file in files) for change in Change}
         return dg.MaterializeResult(
             metadata=materialization(root, RAW_FILES, result, time.monotonic() - started, len(files))

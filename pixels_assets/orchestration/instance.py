@@ -58,6 +58,8 @@ def _ref(folder: Path) -> InstanceRef:
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
+        if not (base / "dagster.yaml").exists():
+            (base / "dagster.yaml").write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
         return InstanceRef.from_dir(str(base))
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))

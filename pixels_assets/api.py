@@ -47,11 +47,11 @@ class Catalog:
         return retry(self.settings, statuses)
 
     def load(self) -> pl.LazyFrame:
-        """The object catalog as a lazy frame: one row per object now known."""
+        """Open the object catalog as a lazy frame: one row per object now known."""
         return self.table("object_catalog")
 
     def table(self, name: str) -> pl.LazyFrame:
-        """Any table as a lazy frame.
+        """Open any table as a lazy frame.
 
         Raises
         ------

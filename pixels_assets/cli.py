@@ -52,13 +52,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _parser() -> _Parser:
+    common = _Parser(add_help=False)
     common.add_argument("--lake", metavar="DIR", help="folder of the Delta tables (default: PIXELS_LAKE, else var/lake)")
-    common.add_argument("-v", "--verbose", action="store_true", help="tell what happens to each object, without patient data (PIXELS_LOG_LEVEL=DEBUG)")
+    common.add_argument(
+        "-v", "--verbose", action="store_true", help="tell what happens to each object, without patient data (PIXELS_LOG_LEVEL=DEBUG)"
+    )
     parser = _Parser(prog="pixels", description="DICOM files to SQL-queryable metadata, thumbnails and an object catalog in Delta Lake.")
     parser.add_argument("--version", action="version", version=f"pixels_assets {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     ingest = commands.add_parser("ingest", parents=[common], help="bring in what is new, changed, moved or gone in folders")
     ingest.add_argument("sources", nargs="+", metavar="SRC", help="folder of files, in any state")
@@ -120,7 +122,7 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     return _ended(ran.failed)
 
 
-def _status(options: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - one signature for all commands
+def _status(options: argparse.Namespace, settings: Settings) -> int:  # one signature for all commands
     _print_status(settings)
     return 0
 
@@ -145,7 +147,8 @@ def _print_status(settings: Settings) -> None:
 
     found = status(settings.lake)
     objects = sum(found.statuses.values())
-    print(f"{objects} objects, {found.bytes:,} bytes: {found.patients} patients, {found.studies} studies, {found.series} series, {found.instances} instances")
+    known = f"{found.patients} patients, {found.studies} studies, {found.series} series, {found.instances} instances"
+    print(f"{objects} objects, {found.bytes:,} bytes: {known}")
     for name, count in sorted(found.statuses.items(), key=lambda item: -item[1]):
         print(f"  {name:<16}{count:>10}")
     if found.quarantine:

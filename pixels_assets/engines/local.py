@@ -77,7 +77,9 @@ class _Worker:
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
         try:
-            self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(), self._file.fileno()), stdin=subprocess.DEVNULL, env=environment)
+            self.process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
+                command, pass_fds=(theirs.fileno(), self._file.fileno()), stdin=subprocess.DEVNULL, env=environment
+            )
         except OSError as error:
             msg = f"cannot start a worker process: {error.strerror}; check memory and process limits, or use fewer --workers"
             raise WorkerError(msg) from error
@@ -190,9 +192,7 @@ class LocalEngine:
                         touched_before += worker.touched
                         self._pool.remove(worker)
                         worker.close()
-                        if idle_deaths >= _IDLE_DEATHS:
-                            msg = f"worker processes end with no object in hand, the last with {_ending(worker)}; check memory and the installation"
-                            raise WorkerError(msg)
+                        _check_idle_deaths(idle_deaths, worker)
                     if message is None or not _carried_out(message, task, spec):
                         tasks.appendleft(task)
                 for worker in self._pool:
@@ -230,6 +230,13 @@ class LocalEngine:
         return False
 
 
+def _check_idle_deaths(deaths: int, worker: _Worker) -> None:
+    """Give up when processes end by themselves again and again: no object is to blame."""
+    if deaths >= _IDLE_DEATHS:
+        msg = f"worker processes end with no object in hand, the last with {_ending(worker)}; check memory and the installation"
+        raise WorkerError(msg)
+
+
 def _carried_out(answer: Answer, task: _Task, spec: IndexSpec) -> bool:
     """Whether the shard is done; when an object raised an exception, refuse that object."""
     if answer.error is not None:
@@ -241,7 +248,9 @@ def _carried_out(answer: Answer, task: _Task, spec: IndexSpec) -> bool:
         raise WorkerError(msg)
     logger.warning("object %d raised %s; refused", answer.row, answer.raised)
     task.refused[answer.row] = (
-        _too_much_memory(spec.settings.worker_bytes) if answer.out_of_memory else Failure(Status.CRASHED, "exception", f"reading it raised {answer.raised}")
+        _too_much_memory(spec.settings.worker_bytes)
+        if answer.out_of_memory
+        else Failure(Status.CRASHED, "exception", f"reading it raised {answer.raised}")
     )
     return False
 

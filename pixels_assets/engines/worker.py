@@ -138,7 +138,7 @@ def _carry_out(order: Order, reporter: _Reporter) -> Answer:
         index_shard(order.shard, order.spec, reporter, refused=refused, files_done=order.files_done, objects_done=order.objects_done)
     except PixelsError as error:
         return Answer(error=error)
-    except Exception as error:  # noqa: BLE001 - hostile input can raise anything in a library; the parent makes a row of it and logs the place
+    except Exception as error:  # hostile input can raise anything in a library; the parent makes a row of it and logs the place
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
         return Answer(raised=place, row=reporter.in_hand, out_of_memory=isinstance(error, MemoryError))
@@ -156,7 +156,10 @@ def _die_with_parent() -> None:
 
 
 def _limit_memory(limit: int) -> None:
-    """Let allocations fail where they would take this process past `limit` bytes of resident memory; elsewhere than on Linux the parent's watch has to do."""
+    """Let allocations fail where they would take this process past `limit` bytes of resident memory.
+
+    Elsewhere than on Linux the parent's watch has to do.
+    """
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         data, resident = (int(status[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))

@@ -2,8 +2,8 @@
 
 Holds the key of a batch, how a stream of files is cut into batches, and the manifest file. Must not list folders or know what changed.
 
-A manifest is gzipped JSON Lines, one `SourceFile` a line, at ``<folder>/<key>.jsonl.gz``. It is written once, under its final name only when complete,
-and never changes: running its batch again is exact.
+A manifest is gzipped JSON Lines, one `SourceFile` a line, at ``<folder>/<key>.jsonl.gz``. It is written once, under its final name only when
+complete, and never changes: running its batch again is exact.
 """
 
 import gzip
@@ -39,7 +39,7 @@ class Manifests:
     def keys(self) -> list[str]:
         """Keys of all sealed batches, oldest first."""
         try:
-            names = os.listdir(self.folder)
+            names = [file.name for file in self.folder.iterdir()]
         except FileNotFoundError:
             return []
         return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))

@@ -67,7 +67,9 @@ def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str)
     sources = {file.path: file.source for file in files}
     superseded = pa.array(sorted(superseded_paths(lake, batch, files)), pa.string())
     images = ds.dataset(_files(lake, THUMBNAILS.name, batch), schema=THUMBNAILS.arrow.remove(THUMBNAILS.arrow.get_field_index("batch")))
-    for number, rows in enumerate(_metadata(lake, batch, [name for name in DICOM_METADATA.column_names if name not in {"header", "file_meta", "batch"}])):
+    for number, rows in enumerate(
+        _metadata(lake, batch, [name for name in DICOM_METADATA.column_names if name not in {"header", "file_meta", "batch"}])
+    ):
         current = rows.filter(pc.invert(pc.is_in(rows["original_path"], superseded)))
         if current.num_rows:
             yield part_from_table(lake, OBJECT_CATALOG, batch, f"{attempt}-{number:05d}", _catalog_rows(current, images, sources))
@@ -137,7 +139,7 @@ def extension(path: str) -> str:
 
 
 def path_tags(relative: str) -> list[str]:
-    """The last five words of a relative path, cut after every run of letters and digits that a ``_ . / : @`` follows."""
+    """Return the last five words of a relative path, cut after every run of letters and digits that a ``_ . / : @`` follows."""
     return _TAG_END.sub(r"\1,", relative.replace(MEMBER, "/")).split(",")[-_PATH_TAGS:]
 
 

@@ -32,7 +32,7 @@ _KNOWN = {"path": pl.String, "length": pl.Int64, "mtime_ns": pl.Int64}
 
 
 def manifests(lake: Path) -> Manifests:
-    """The sealed batches of a lake."""
+    """Open the sealed batches of a lake."""
     return Manifests(lake / "_manifests")
 
 
@@ -90,7 +90,14 @@ def known_files(lake: Path) -> pl.DataFrame:
     raw = pl.scan_delta(open_table(lake, RAW_FILES.name)).select(columns).collect()
     ran, sealed = set(raw["batch"].unique()), manifests(lake)
     pending = [
-        {"path": file.path, "length": file.length, "mtime_ns": file.mtime_ns, "change": file.change.value, "previous_path": file.previous_path, "batch": key}
+        {
+            "path": file.path,
+            "length": file.length,
+            "mtime_ns": file.mtime_ns,
+            "change": file.change.value,
+            "previous_path": file.previous_path,
+            "batch": key,
+        }
         for key in sealed.keys()  # noqa: SIM118 - a method, not a mapping
         if key not in ran
         for file in sealed.load(key)
@@ -221,7 +228,9 @@ class _Pass:
         for path, length, mtime_ns in gone.select(_KNOWN.keys()).iter_rows():
             yield SourceFile(path, length, mtime_ns, "", Change.REMOVED)
 
-    def _compare(self, source: str, chunk: list[SourceFile | Waiting], after: str | None, to: str | None, unlisted: tuple[str, ...]) -> Iterator[SourceFile]:
+    def _compare(
+        self, source: str, chunk: list[SourceFile | Waiting], after: str | None, to: str | None, unlisted: tuple[str, ...]
+    ) -> Iterator[SourceFile]:
         """Tell what changed among the files from `after` to `to`; None stands for the beginning and the end."""
         span = self.known.filter(pl.col("path").str.starts_with(_prefix(source)))
         if after is not None:

@@ -143,4 +143,3 @@ def _require(lake: Path) -> None:
     if not exists(lake):
         msg = f"there is no lake in {lake}; make one with `pixels ingest SRC --lake {lake}`"
         raise UsageError(msg)
-

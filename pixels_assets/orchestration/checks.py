@@ -17,7 +17,7 @@ _OBJECT = ["batch", "path"]
 
 
 def _batch(context: dg.AssetCheckExecutionContext) -> str | None:
-    """The batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
+    """Name the batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
     step = context.op_execution_context
     return step.partition_key if step.has_partition_key else None
 
@@ -33,6 +33,7 @@ def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
     description="Every file that was listed has exactly one row, and no row is without a file.",
 )
 def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Compare the manifests with the rows."""
     batch, sealed = _batch(context), manifests(lake.path)
     keys = sealed.keys() if batch is None else [batch]
     listed = pl.DataFrame(
@@ -52,6 +53,7 @@ def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResour
     description="Every archive member has one row here and one in dicom_metadata, and belongs to an archive that has a row itself.",
 )
 def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Compare the members with their rows and their archives."""
     batch = _batch(context)
     members = _rows(lake, UNZIPPED_ARCHIVES, batch).select(*_OBJECT, "original_path")
     inside = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") > 0).select(_OBJECT)
@@ -71,6 +73,7 @@ def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeReso
 
 @dg.asset_check(asset=asset_key(OBJECT_CATALOG), description="No path and no rowId occurs twice in the whole catalog.")
 def rows_are_unique(lake: LakeResource) -> dg.AssetCheckResult:
+    """Count rows, and distinct keys of rows."""
     rows = scan(lake.path, OBJECT_CATALOG.name).select(pl.len(), ids=pl.col("rowId").n_unique(), paths=pl.col("path").n_unique()).collect().row(0)
     return dg.AssetCheckResult(passed=len(set(rows)) == 1, metadata={"rows": rows[0], "row_ids": rows[1], "paths": rows[2]})
 
@@ -80,6 +83,7 @@ def rows_are_unique(lake: LakeResource) -> dg.AssetCheckResult:
     description="No failing status takes a larger share of the batch's objects than PIXELS_FAILURE_SHARE.",
 )
 def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource, engine: EngineResource) -> dg.AssetCheckResult:
+    """Compare the share of each failing status with the limit."""
     statuses = dict(_rows(lake, DICOM_METADATA, _batch(context)).group_by("status").len().collect().iter_rows())
     limit, total = engine.settings().failure_share, sum(statuses.values())
     too_many = [status for status in FAILING if statuses.get(status, 0) > limit * total]
@@ -95,6 +99,7 @@ def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource,
     description="Every image that could be decoded has a thumbnail: no decoder failed, and no image with a thumbnail lacks its bytes.",
 )
 def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Count images that have no thumbnail although their format is supported."""
     rows = _rows(lake, THUMBNAILS, _batch(context))
     outcomes = dict(rows.filter(pl.col("status") != "ok").group_by("error_code").len().collect().iter_rows())
     made, empty = rows.filter(pl.col("status") == "ok").select(pl.len(), (pl.col("thumbnail").bin.size() == 0).sum()).collect().row(0)

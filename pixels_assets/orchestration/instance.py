@@ -55,7 +55,7 @@ def _ref(folder: Path) -> InstanceRef:
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
-        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}})
+        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}, "nux": {"enabled": False}})
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))
 

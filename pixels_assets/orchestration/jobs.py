@@ -14,7 +14,9 @@ from pixels_assets.orchestration.resources import LakeResource, SourcesResource
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(*(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))),
+    selection=dg.AssetSelection.assets(
+        *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
+    ),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
 )
 
@@ -28,6 +30,7 @@ class DiscoverConfig(dg.Config):
 
 @dg.op(description="List the sources, seal what changed into batches and make them partitions.", out=dg.Out(list[str]))
 def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: LakeResource, sources: SourcesResource) -> list[str]:
+    """Seal what is new, changed, moved or gone; returns the keys of the batches."""
     with failing_clearly():
         found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode))
     context.add_output_metadata(
@@ -43,8 +46,11 @@ def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: L
     return found.batches
 
 
-@dg.job(name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then.")
+@dg.job(
+    name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then."
+)
 def discover_job() -> None:
+    """Look at the sources."""
     seal_batches()
 
 
@@ -86,4 +92,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = [ingest_batch, discover_job]
+JOBS = (ingest_batch, discover_job)

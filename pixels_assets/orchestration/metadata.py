@@ -9,6 +9,8 @@ import dagster as dg
 from pixels_assets.lake.commit import CommitResult
 from pixels_assets.lake.schema import Table
 
+Metadata = dict[str, str | int | float | dg.MetadataValue | dg.TableSchema | dg.TableColumnLineage]
+
 
 def column_schema(table: Table) -> dg.TableSchema:
     """Columns of a table as Dagster shows them."""
@@ -25,7 +27,7 @@ def asset_key(table: Table) -> dg.AssetKey:
     return dg.AssetKey(["pixels", table.name])
 
 
-def definition(table: Table) -> dict[str, object]:
+def definition(table: Table) -> Metadata:
     """Metadata that belongs on an asset's definition."""
     return {"dagster/column_schema": column_schema(table), "dagster/table_name": table.name, "dagster/storage_kind": "deltalake"}
 
@@ -41,7 +43,7 @@ def column_lineage(table: Table, origins: Mapping[str, Sequence[Table]]) -> dg.T
     return dg.TableColumnLineage(deps)
 
 
-def materialization(lake: Path, table: Table, result: CommitResult, seconds: float, files: int) -> dict[str, object]:
+def materialization(lake: Path, table: Table, result: CommitResult, seconds: float, files: int) -> Metadata:
     """Figures of one materialization: rows, bytes, seconds, files per second, and where it is."""
     return {
         "dagster/partition_row_count": result.rows,
@@ -56,11 +58,11 @@ def materialization(lake: Path, table: Table, result: CommitResult, seconds: flo
 
 
 def counts(title: str, values: Mapping[str, int]) -> dg.MetadataValue:
-    """A small table of counts."""
+    """Make a small table of counts."""
     lines = [f"| {title} | count |", "| --- | ---: |", *(f"| {name} | {count} |" for name, count in sorted(values.items()))]
     return dg.MetadataValue.md("\n".join(lines))
 
 
 def picture(jpeg: bytes) -> dg.MetadataValue:
-    """An image that the UI shows in place."""
+    """Embed an image that the UI shows in place."""
     return dg.MetadataValue.md(f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})")

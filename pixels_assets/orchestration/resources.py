@@ -27,7 +27,7 @@ class LakeResource(dg.ConfigurableResource):
         return Path(self.root).expanduser().absolute()
 
     def prepared(self) -> Path:
-        """The folder, with all tables in it."""
+        """Make sure that all tables are there, and return the folder."""
         create_tables(self.path)
         return self.path
 
@@ -48,7 +48,7 @@ class EngineResource(dg.ConfigurableResource):
     worker_bytes: int = Field(description="Memory that one worker process may hold.")
 
     def settings(self, **more: object) -> Settings:
-        """Settings of a run: the environment's, then this resource's, then `more`."""
+        """Put together the settings of a run: the environment's, then this resource's, then `more`."""
         return Settings.from_environment(workers=self.workers, object_seconds=self.object_seconds, worker_bytes=self.worker_bytes, **more)
 
     def start(self) -> LocalEngine:
@@ -65,14 +65,14 @@ class SourcesResource(dg.ConfigurableResource):
     quiet_seconds: float = Field(description="Files modified less than this long ago wait for the next pass.")
 
     def settings(self) -> Settings:
-        """Settings of a discovery."""
+        """Put together the settings of a discovery."""
         return Settings.from_environment(
             sources=tuple(self.folders), batch_files=self.batch_files, batch_bytes=self.batch_bytes, quiet_seconds=self.quiet_seconds
         )
 
 
 def default_resources(settings: Settings) -> dict[str, dg.ConfigurableResource]:
-    """The resources as `settings` describe them; the UI and run config may override each field."""
+    """Make the resources as `settings` describe them; the UI and run config may override each field."""
     return {
         "lake": LakeResource(root=str(settings.lake)),
         "engine": EngineResource(workers=settings.workers, object_seconds=settings.object_seconds, worker_bytes=settings.worker_bytes),

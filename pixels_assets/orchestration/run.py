@@ -181,7 +181,7 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence that explains a failed run: of our own errors the sentence itself, of others the type and where to look."""
+    """Explain a failed run in a sentence: our own errors' by itself, of others the type and where to look."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data

@@ -49,7 +49,7 @@ class Cursor:
 
 
 def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRequest:
-    """A run of one batch. Its key holds the manifest's digest: a batch of another lake with the same name is another run."""
+    """Ask for a run of one batch. Its key holds the manifest's digest: a batch of another lake with the same name is another run."""
     key = f"{batch}:{manifests(lake.path).digest(batch)}" + (f":{attempt}" if attempt > 1 else "")
     return dg.RunRequest(run_key=key, partition_key=batch, tags={"pixels/lake": str(lake.path)})
 
@@ -64,7 +64,13 @@ def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
     """
     status = dg.DefaultSensorStatus.RUNNING if watching else dg.DefaultSensorStatus.STOPPED
 
-    @dg.sensor(name="arrivals", job=ingest_batch, minimum_interval_seconds=30, default_status=status, description="New, changed and removed files of the sources.")
+    @dg.sensor(
+        name="arrivals",
+        job=ingest_batch,
+        minimum_interval_seconds=30,
+        default_status=status,
+        description="New, changed and removed files of the sources.",
+    )
     def arrivals(context: dg.SensorEvaluationContext, lake: LakeResource, sources: SourcesResource) -> dg.SensorResult | dg.SkipReason:
         if not sources.folders:
             return dg.SkipReason("no source folder is set: set PIXELS_SOURCES, or `folders` of the resource `sources`")
@@ -77,7 +83,13 @@ def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
         skipped = None if requests else f"nothing new among {found.listed + found.unchanged} files; {found.waiting} wait"
         return dg.SensorResult(run_requests=requests, skip_reason=skipped, cursor=str(Cursor(found.position)))
 
-    @dg.sensor(name="failed_batches", job=ingest_batch, minimum_interval_seconds=60, default_status=status, description="Batches whose run failed, up to three times.")
+    @dg.sensor(
+        name="failed_batches",
+        job=ingest_batch,
+        minimum_interval_seconds=60,
+        default_status=status,
+        description="Batches whose run failed, up to three times.",
+    )
     def failed_batches(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
             return dg.SkipReason("there is no lake yet")
@@ -92,5 +104,5 @@ def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
 
 
 def _runs(instance: dg.DagsterInstance, batch: str, *, limit: int) -> list[dg.DagsterRun]:
-    """Runs of one batch, the newest first."""
+    """Find the runs of one batch, the newest first."""
     return list(instance.get_runs(dg.RunsFilter(tags={_PARTITION_TAG: batch}), limit=limit))

@@ -30,6 +30,7 @@ _QUARANTINE_LINEAGE = column_lineage(QUARANTINE, {"*": [DICOM_METADATA]})
     retry_policy=ENVIRONMENT_RETRY,
 )
 def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """Put metadata and thumbnails of one batch side by side, and retire what they replace."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
@@ -40,7 +41,9 @@ def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
 class QuarantineConfig(dg.Config):
     """Whose attempts to count."""
 
-    retry: list[str] = Field(default_factory=list, description="As for `index_objects`: only files in quarantine under these statuses were read again.")
+    retry: list[str] = Field(
+        default_factory=list, description="As for `index_objects`: only files in quarantine under these statuses were read again."
+    )
 
 
 @dg.asset(
@@ -55,6 +58,7 @@ class QuarantineConfig(dg.Config):
     retry_policy=ENVIRONMENT_RETRY,
 )
 def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake: LakeResource) -> dg.MaterializeResult:
+    """List the objects of one batch that are neither indexed nor archives."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)

@@ -19,7 +19,7 @@ from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import quarantined_files, scan
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
-from pixels_assets.orchestration.metadata import asset_key, counts, definition, materialization, picture
+from pixels_assets.orchestration.metadata import Metadata, asset_key, counts, definition, materialization, picture
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 from pixels_assets.settings import Settings
@@ -47,7 +47,9 @@ class IndexConfig(dg.Config):
     """What to make of a batch's objects; the defaults come from the environment."""
 
     thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: PIXELS_THUMBNAIL_SIZE, else 256.")
-    extract_to: str | None = Field(default=None, description="Folder to extract archive members to. Default: PIXELS_EXTRACT_TO, else read in place only.")
+    extract_to: str | None = Field(
+        default=None, description="Folder to extract archive members to. Default: PIXELS_EXTRACT_TO, else read in place only."
+    )
     preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: PIXELS_PREVIEW, else true.")
     retry: list[str] = Field(default_factory=list, description="Read again only the files with an object in quarantine under one of these statuses.")
 
@@ -63,7 +65,10 @@ class IndexConfig(dg.Config):
     partitions_def=BATCH,
     retry_policy=ENVIRONMENT_RETRY,
 )
-def index_objects(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource) -> Iterator[dg.MaterializeResult]:
+def index_objects(
+    context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource
+) -> Iterator[dg.MaterializeResult]:
+    """Read each object of one batch once, for whichever of the three tables are selected."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
@@ -93,12 +98,17 @@ class _Progress:
             logger.info("%d objects read, %.0f per second", objects, objects / elapsed)
 
 
-def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> dict[str, object]:
-    """What only one of the tables has to say."""
+def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> Metadata:
+    """Say what only one of the tables has to say."""
     if table is DICOM_METADATA:
-        return {"objects": tally.objects, "source_bytes": tally.bytes, "statuses": counts("status", tally.statuses), "errors": counts("error", tally.codes)}
+        return {
+            "objects": tally.objects,
+            "source_bytes": tally.bytes,
+            "statuses": counts("status", tally.statuses),
+            "errors": counts("error", tally.codes),
+        }
     if table is THUMBNAILS:
-        said: dict[str, object] = {"thumbnails": counts("outcome", tally.thumbnails)}
+        said: Metadata = {"thumbnails": counts("outcome", tally.thumbnails)}
         sheet = _contact_sheet(spec) if settings.preview else b""
         return said | ({"preview": picture(sheet)} if sheet else {})
     return {}

@@ -1,4 +1,7 @@
-"""Group `ingest`: the files of a batch, as they were found. (The members of archives are found while they are read: see `extract`.)"""
+"""Group `ingest`: the files of a batch, as they were found.
+
+The members of archives are found while they are read: see `extract`.
+"""
 
 import time
 
@@ -25,6 +28,7 @@ from pixels_assets.orchestration.resources import LakeResource
     retry_policy=ENVIRONMENT_RETRY,
 )
 def raw_files(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """Write the manifest of one batch into the table."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)

@@ -37,7 +37,7 @@ def end_lost_runs(instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(going):
         host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")
         if host == socket.gethostname() and pid != str(os.getpid()) and not _alive(int(pid)):
-            instance.report_run_failed(run, "The process of this run was killed. The batch was not lost: run `pixels ingest` again, or materialize it.")
+            instance.report_run_failed(run, "The process of this run was killed. Nothing is lost: run `pixels ingest` again.")
 
 
 def _alive(pid: int) -> bool:
@@ -61,7 +61,7 @@ def _ref(folder: Path) -> InstanceRef:
 
 
 def _anchored(written: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The storage sections of `dagster.yaml` with their relative folders made absolute; Dagster takes them from the working folder otherwise."""
+    """Make relative folders in the storage sections of `dagster.yaml` absolute; Dagster would take them from the working folder."""
     anchored: dict[str, Any] = {}
     sqlite = (written.get("storage") or {}).get("sqlite")
     if sqlite and isinstance(sqlite.get("base_dir"), str):

@@ -141,13 +141,18 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
 def _run(settings: Settings, instance: dg.DagsterInstance, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
     """Run the lineage of one batch in this process; True when it came to the end."""
     definitions = build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)})
-    result = definitions.resolve_job_def("ingest_batch").execute_in_process(
-        partition_key=batch,
-        instance=instance,
-        run_config=_run_config(settings, retried),
-        tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
-        raise_on_error=False,
-    )
+    try:
+        result = definitions.resolve_job_def("ingest_batch").execute_in_process(
+            partition_key=batch,
+            instance=instance,
+            run_config=_run_config(settings, retried),
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            raise_on_error=False,
+        )
+    except dg.DagsterExecutionInterruptedError as interrupt:
+        raise KeyboardInterrupt from interrupt
+    if any(_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))
@@ -178,6 +183,13 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
         },
         "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
     }
+
+
+def _interrupted(event: dg.DagsterEvent) -> bool:
+    if not event.is_step_failure:
+        return False
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:

@@ -9,7 +9,7 @@ from pixels_assets.engines.run import commit_catalog, commit_quarantine
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import quarantined_files
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, THUMBNAILS
-from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
+from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, column_lineage, definition, materialization
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import LakeResource
@@ -27,7 +27,6 @@ _QUARANTINE_LINEAGE = column_lineage(QUARANTINE, {"*": [DICOM_METADATA]})
     metadata=definition(OBJECT_CATALOG) | {"dagster/column_lineage": _CATALOG_LINEAGE},
     partitions_def=BATCH,
     code_version="1",
-    retry_policy=ENVIRONMENT_RETRY,
 )
 def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Put metadata and thumbnails of one batch side by side, and retire what they replace."""
@@ -55,7 +54,6 @@ class QuarantineConfig(dg.Config):
     metadata=definition(QUARANTINE) | {"dagster/column_lineage": _QUARANTINE_LINEAGE},
     partitions_def=BATCH,
     code_version="1",
-    retry_policy=ENVIRONMENT_RETRY,
 )
 def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake: LakeResource) -> dg.MaterializeResult:
     """List the objects of one batch that are neither indexed nor archives."""

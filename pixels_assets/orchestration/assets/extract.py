@@ -18,7 +18,7 @@ from pixels_assets.intake.objects import Status
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import quarantined_files, scan
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
-from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
+from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import Metadata, asset_key, counts, definition, materialization, picture
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
@@ -63,7 +63,6 @@ class IndexConfig(dg.Config):
     ],
     can_subset=True,
     partitions_def=BATCH,
-    retry_policy=ENVIRONMENT_RETRY,
 )
 def index_objects(
     context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pixels_assets.intake.objects import MEMBER, Change, SourceFile, Status, row_id
-from pixels_assets.lake.commit import open_table
+from pixels_assets.lake.commit import open_table, validate_batch
 from pixels_assets.lake.parts import Part, part_from_table
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS
 
@@ -148,7 +148,7 @@ def _journal(lake: Path) -> pl.LazyFrame:
 
 
 def _files(lake: Path, table: str, batch: str) -> list[str]:
-    return [uri.removeprefix("file://") for uri in open_table(lake, table).file_uris([("batch", "=", batch)])]
+    return [uri.removeprefix("file://") for uri in open_table(lake, table).file_uris(file_pruning_predicate=f"batch = '{validate_batch(batch)}'")]
 
 
 def _metadata(lake: Path, batch: str, columns: list[str]) -> Iterator[pa.Table]:

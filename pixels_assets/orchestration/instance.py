@@ -21,7 +21,6 @@ PROCESS_TAG = "pixels/process"
 def shared_instance() -> Iterator[dg.DagsterInstance]:
     """Open the instance of `home()`, wherever the process works: its relative folders count from there."""
     os.environ.setdefault("DAGSTER_HOME", str(home()))
-    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"  # where no dagster.yaml says so
     with dg.DagsterInstance.from_ref(_ref(home())) as instance:
         end_lost_runs(instance)
         yield instance
@@ -38,9 +37,7 @@ def end_lost_runs(instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(going):
         host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")
         if host == socket.gethostname() and pid != str(os.getpid()) and not _alive(int(pid)):
-            instance.report_run_failed(
-                run, "The process of this run was killed. The batch was not lost: run `pixels ingest` again, or materialize it."
-            )
+            instance.report_run_failed(run, "The process of this run was killed. Nothing is lost: run `pixels ingest` again.")
 
 
 def _alive(pid: int) -> bool:
@@ -58,15 +55,13 @@ def _ref(folder: Path) -> InstanceRef:
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
-        if not (base / "dagster.yaml").exists():
-            (base / "dagster.yaml").write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
-        return InstanceRef.from_dir(str(base))
+        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}, "nux": {"enabled": False}})
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))
 
 
 def _anchored(written: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the relative folders in the storage sections of `dagster.yaml` absolute; Dagster takes them from the working folder otherwise."""
+    """Make relative folders in the storage sections of `dagster.yaml` absolute; Dagster would take them from the working folder."""
     anchored: dict[str, Any] = {}
     sqlite = (written.get("storage") or {}).get("sqlite")
     if sqlite and isinstance(sqlite.get("base_dir"), str):

@@ -88,7 +88,7 @@ def _ingest(options: argparse.Namespace, settings: Settings) -> int:
 
     for source in options.sources:
         Listing(source)
-    from pixels_assets.orchestration.run import ingest
+    from pixels_assets.runs import ingest
 
     _be_heard(settings)
     ran = ingest(settings, options.sources, mode=options.mode, say=_say)
@@ -113,7 +113,7 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     if not before:
         print("nothing in quarantine to try again")
         return 0
-    from pixels_assets.orchestration.run import retry
+    from pixels_assets.runs import retry
 
     _be_heard(settings)
     ran = retry(settings, options.status, say=_say)

@@ -138,7 +138,7 @@ def _parse(variable: str, text: str, default: Any) -> Any:
 def _check(values: Settings | Limits) -> None:
     for item in fields(values):
         least, value = item.metadata["at_least"], getattr(values, item.name)
-        if least is not None and value < least:
+        if least is not None and not value >= least:  # not a number is not enough either
             msg = f"{item.name} is {value}; it must be at least {least}"
             raise UsageError(msg)
     if isinstance(values, Settings) and values.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:

@@ -1,4 +1,7 @@
-"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's."""
+"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's.
+
+Stands on the definitions; must not print or parse arguments.
+"""
 
 import logging
 import os

@@ -85,13 +85,18 @@ class Settings:
         Raises
         ------
         UsageError
-            A variable does not parse or is out of range; the message names it.
+            A variable does not parse or is out of range, or there is no such setting; the message names it.
         """
         values: dict[str, Any] = {"lake": home() / "var" / "lake", "limits": Limits(**_from_environment(Limits, "PIXELS_LIMIT_"))}
         values |= _from_environment(cls, "PIXELS_")
         values |= {name: value for name, value in overrides.items() if value is not None}
         for name in ("lake", "extract_to"):
             values[name] = Path(values[name]).expanduser().absolute() if values.get(name) else None
+        values["sources"] = tuple(str(Path(source).expanduser().absolute()) for source in values.get("sources", ()))
+        unknown = values.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            msg = f"there are no settings {sorted(unknown)}; the settings are {', '.join(item.name for item in fields(cls))}"
+            raise UsageError(msg)
         return cls(**values)
 
 

@@ -2,8 +2,8 @@
 
 Holds the key of a batch, how a stream of files is cut into batches, and the manifest file. Must not list folders or know what changed.
 
-A manifest is gzipped JSON Lines, one `SourceFile` a line, at ``<folder>/<key>.jsonl.gz``. It is written once, under its final name only when complete,
-and never changes: running its batch again is exact. Other files in the folder are left alone.
+A manifest is gzipped JSON Lines, one `SourceFile` a line, at ``<folder>/<key>.jsonl.gz``. It is written once, under its final name only when
+complete, and never changes: running its batch again is exact. Other files in the folder are left alone.
 """
 
 import gzip
@@ -47,7 +47,7 @@ class Manifests:
             The folder cannot be read.
         """
         try:
-            names = os.listdir(self.folder)
+            names = [item.name for item in self.folder.iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -112,7 +112,10 @@ class Manifests:
             os.close(descriptor)
 
     def _lines(self, key: str) -> Iterator[SourceFile]:
-        for line in gzip.decompress(self._read(key)).splitlines():
+        packed = self._read(key)
+        if not packed:  # which gzip takes for nothing
+            raise EOFError
+        for line in gzip.decompress(packed).splitlines():
             row = json.loads(line)
             failure = row.pop("failure")
             row["change"] = Change(row["change"])

@@ -187,7 +187,7 @@ def file_address(path: str | bytes | os.PathLike[str]) -> str:
 
 
 def folder_prefix(folder: str) -> str:
-    r"""What the addresses of all files below a folder begin with.
+    r"""Give what the addresses of all files below a folder begin with.
 
     Examples
     --------

@@ -50,7 +50,7 @@ _KNOWN = {"path": pl.String, "length": pl.Int64, "mtime_ns": pl.Int64, "batch": 
 
 
 def manifests(lake: Path) -> Manifests:
-    """The sealed batches of a lake."""
+    """Return the sealed batches of a lake."""
     return Manifests(lake / "_manifests")
 
 
@@ -243,11 +243,12 @@ class _Look:
             with os.scandir(os_path(listing.source)) as entries:
                 if high > low and next(entries, None) is None:
                     self.found.refused[listing.source] = high - low
-        for source, count in self.found.refused.items():
-            logger.warning("source %r is empty, though %d files of it are known: %s", source, count, _EMPTIED)
         if self.found.refused and len(self.found.refused) == len(self.listings):
             source, count = next(iter(self.found.refused.items()))
-            msg = f"source {source!r} is empty, though {count} files of it are known: {_EMPTIED}"
+            msg = (
+                f"source {source!r} is empty, though {count} files of it are known: mount its disk, or, when it was emptied on purpose, "
+                "say so with PIXELS_ACCEPT_EMPTY=true; nothing was changed"
+            )
             raise SourceMissingError(msg)
 
     def run(self) -> Discovery:
@@ -261,9 +262,7 @@ class _Look:
             stopped = self.found.position
             if stopped is not None:
                 _forget_abandoned(self.lake)
-                _write_packed(
-                    _state_file(self.lake, stopped.moment), {"missing": sorted(self.missing - self.moved_from), "unlisted": self.unlisted}
-                )
+                _write_packed(_state_file(self.lake, stopped.moment), {"missing": sorted(self.missing - self.moved_from), "unlisted": self.unlisted})
             elif self.state_file is not None:
                 self.state_file.unlink(missing_ok=True)
         return self.found
@@ -391,11 +390,6 @@ class _Look:
         """All that still hold, old and new."""
         known = self.known.filter(pl.col("journal_ns") != pl.col("mtime_ns")).select("path", "journal_ns", "mtime_ns")
         return {path: (journal_ns, mtime_ns) for path, journal_ns, mtime_ns in known.iter_rows()} | self.new_touches
-
-
-_EMPTIED = (
-    "mount its disk; or, when they were removed on purpose, say so with PIXELS_ACCEPT_EMPTY=true (--mode overwrite starts all over); its files stay known"
-)
 
 
 def _chunks(listing: Listing, size: int) -> Iterator[tuple[list[SourceFile | Waiting], str | None]]:

@@ -37,6 +37,12 @@ def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
         return dg.MaterializeResult(metadata=materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files)))
 
 
+def _was_read(context: dg.AssetExecutionContext) -> bool:
+    """Whether this run reads the objects, too: only then it counts as an attempt."""
+    selected = context.run.asset_selection
+    return not selected or asset_key(DICOM_METADATA) in selected
+
+
 class QuarantineConfig(dg.Config):
     """Whose attempts to count."""
 
@@ -61,6 +67,8 @@ def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
         retried = quarantined_files(root, batch, config.retry) if config.retry else None
+        if not _was_read(context):
+            retried = frozenset()
         attempt = f"{context.run.run_id}-{context.retry_number}"
         result = commit_quarantine(root, batch, files, attempt=attempt, run_id=context.run.run_id, retried=retried)
         return dg.MaterializeResult(metadata=materialization(root, QUARANTINE, result, time.monotonic() - started, len(files)))

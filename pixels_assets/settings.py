@@ -34,7 +34,9 @@ class Limits:
     ratio_floor_bytes: int = _setting(64 * MIB, "Up to this many expanded bytes no ratio is held against a member or an archive.", at_least=0)
     max_depth: int = _setting(8, "Archives within archives; the outermost is depth 1.", at_least=1)
     max_deflated_bytes: int = _setting(64 * MIB, "Inflated bytes of a DICOM data set in a deflated transfer syntax.", at_least=1)
-    max_memory_bytes: int = _setting(64 * MIB, "Expanded members up to this size stay in memory; larger ones go to an unnamed temporary file.", at_least=1)
+    max_memory_bytes: int = _setting(
+        64 * MIB, "Expanded members up to this size stay in memory; larger ones go to an unnamed temporary file.", at_least=1
+    )
     max_frame_bytes: int = _setting(192 * MIB, "Decoded bytes of the one frame that becomes a thumbnail.", at_least=1)
 
 
@@ -56,6 +58,7 @@ class Settings:
     batch_files: int = _setting(5_000, "A batch is sealed at this many files.", at_least=1)
     batch_bytes: int = _setting(2_000_000_000, "A batch is sealed at this many bytes of files.", at_least=1)
     quiet_seconds: float = _setting(2.0, "Files modified less than this long ago wait for the next pass.", at_least=0)
+    watch_seconds: int = _setting(30, "Time between two looks of the sensor at its sources; the daemon takes no less than about 5.", at_least=1)
     extract_to: Path | None = _setting(None, "Folder to extract archive members to; none: they are only read in place.")
     thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")

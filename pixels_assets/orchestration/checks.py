@@ -7,7 +7,7 @@ from pixels_assets.intake.objects import Change, Status
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import scan
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, UNZIPPED_ARCHIVES, Table
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 
 FAILING = (Status.CORRUPT, Status.ENCRYPTED, Status.LIMIT_EXCEEDED, Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
@@ -20,6 +20,11 @@ def _batch(context: dg.AssetCheckExecutionContext) -> str | None:
     """The batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
     step = context.op_execution_context
     return step.partition_key if step.has_partition_key else None
+
+
+def _about(batch: str | None) -> dict[str, object]:
+    """What a result is about: checks have no partitions that the UI could show."""
+    return {"batch": batch or "the whole lake"}
 
 
 def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
@@ -42,7 +47,7 @@ def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResour
     missing, extra = listed.join(rows, on=_OBJECT, how="anti"), rows.join(listed, on=_OBJECT, how="anti")
     return dg.AssetCheckResult(
         passed=missing.is_empty() and extra.is_empty() and len(rows) == len(listed),
-        metadata={"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
+        metadata=_about(batch) | {"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
     )
 
 
@@ -66,7 +71,7 @@ def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeReso
     }
     found = {name: int(frame.select(pl.len()).collect().item()) for name, frame in figures.items()}
     complete = found["without_row"] == found["without_member"] == found["without_archive"] == 0
-    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata=found)
+    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata=_about(batch) | found)
 
 
 @dg.asset_check(asset=asset_key(OBJECT_CATALOG), description="No path and no rowId occurs twice in the whole catalog.")
@@ -80,13 +85,15 @@ def rows_are_unique(lake: LakeResource) -> dg.AssetCheckResult:
     description="No failing status takes a larger share of the batch's objects than PIXELS_FAILURE_SHARE.",
 )
 def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource, engine: EngineResource) -> dg.AssetCheckResult:
-    statuses = dict(_rows(lake, DICOM_METADATA, _batch(context)).group_by("status").len().collect().iter_rows())
+    batch = _batch(context)
+    statuses = dict(_rows(lake, DICOM_METADATA, batch).group_by("status").len().collect().iter_rows())
     limit, total = engine.settings().failure_share, sum(statuses.values())
     too_many = [status for status in FAILING if statuses.get(status, 0) > limit * total]
     return dg.AssetCheckResult(
         passed=not too_many,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"limit": limit, "objects": total, "above_limit": ", ".join(too_many) or "none", "statuses": counts("status", statuses)},
+        metadata=_about(batch)
+        | {"limit": f"{limit:.0%}", "objects": total, "above_limit": ", ".join(too_many) or "none", "statuses": in_words(statuses)},
     )
 
 
@@ -95,14 +102,15 @@ def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource,
     description="Every image that could be decoded has a thumbnail: no decoder failed, and no image with a thumbnail lacks its bytes.",
 )
 def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    rows = _rows(lake, THUMBNAILS, _batch(context))
+    batch = _batch(context)
+    rows = _rows(lake, THUMBNAILS, batch)
     outcomes = dict(rows.filter(pl.col("status") != "ok").group_by("error_code").len().collect().iter_rows())
     made, empty = rows.filter(pl.col("status") == "ok").select(pl.len(), (pl.col("thumbnail").bin.size() == 0).sum()).collect().row(0)
     failed = outcomes.get("decode_failed", 0)
     return dg.AssetCheckResult(
         passed=not failed and not empty,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"thumbnails": made, "decoder_failed": failed, "without": counts("reason", outcomes)},
+        metadata=_about(batch) | {"thumbnails": made, "decoder_failed": failed, "without": in_words(outcomes)},
     )
 
 

@@ -8,13 +8,15 @@ from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.failures import failing_clearly
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(*(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))),
+    selection=dg.AssetSelection.assets(
+        *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
+    ),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
 )
 
@@ -22,7 +24,7 @@ ingest_batch = dg.define_asset_job(
 class DiscoverConfig(dg.Config):
     """Which folders to list, and how."""
 
-    sources: list[str] = Field(default_factory=list, description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
+    sources: list[str] = Field(default=[], description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
     mode: str = Field(default="append", description="`append`: only what changed. `overwrite`: everything again, and forget all other files.")
 
 
@@ -36,14 +38,16 @@ def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: L
             "listed": found.listed,
             "unchanged": found.unchanged,
             "waiting": found.waiting,
-            "changes": counts("change", {change.value: count for change, count in found.changes.items()}),
-            "skipped": counts("kind", found.skipped),
+            "changes": in_words({change.value: count for change, count in found.changes.items()}),
+            "skipped": in_words(found.skipped),
         }
     )
     return found.batches
 
 
-@dg.job(name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then.")
+@dg.job(
+    name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then."
+)
 def discover_job() -> None:
     seal_batches()
 

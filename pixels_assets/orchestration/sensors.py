@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import dagster as dg
 
 from pixels_assets.errors import PixelsError
-from pixels_assets.lake.changes import Position, manifests
+from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.orchestration.jobs import ingest_batch, look
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
@@ -54,17 +54,25 @@ def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRe
     return dg.RunRequest(run_key=key, partition_key=batch, tags={"pixels/lake": str(lake.path)})
 
 
-def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
+def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
     """Both sensors.
 
     Parameters
     ----------
     watching : bool
         Whether they run without being switched on in the UI.
+    seconds : int
+        Time between two looks at the sources.
     """
     status = dg.DefaultSensorStatus.RUNNING if watching else dg.DefaultSensorStatus.STOPPED
 
-    @dg.sensor(name="arrivals", job=ingest_batch, minimum_interval_seconds=30, default_status=status, description="New, changed and removed files of the sources.")
+    @dg.sensor(
+        name="arrivals",
+        job=ingest_batch,
+        minimum_interval_seconds=seconds,
+        default_status=status,
+        description="What is new, changed, moved or removed in the watched folders becomes batches; every batch that has had no run gets one.",
+    )
     def arrivals(context: dg.SensorEvaluationContext, lake: LakeResource, sources: SourcesResource) -> dg.SensorResult | dg.SkipReason:
         if not sources.folders:
             return dg.SkipReason("no source folder is set: set PIXELS_SOURCES, or `folders` of the resource `sources`")
@@ -74,10 +82,16 @@ def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
             return dg.SkipReason(str(error))
         fresh = [batch for batch in pending_batches(lake.path) if not _runs(context.instance, batch, limit=1)]
         requests = [run_request(lake, batch) for batch in fresh[:REQUESTS_PER_TICK]]
-        skipped = None if requests else f"nothing new among {found.listed + found.unchanged} files; {found.waiting} wait"
+        skipped = None if requests else _nothing_to_run(found)
         return dg.SensorResult(run_requests=requests, skip_reason=skipped, cursor=str(Cursor(found.position)))
 
-    @dg.sensor(name="failed_batches", job=ingest_batch, minimum_interval_seconds=60, default_status=status, description="Batches whose run failed, up to three times.")
+    @dg.sensor(
+        name="failed_batches",
+        job=ingest_batch,
+        minimum_interval_seconds=2 * seconds,
+        default_status=status,
+        description=f"A batch whose last run failed is run again, {RUNS_PER_BATCH} times in all.",
+    )
     def failed_batches(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
             return dg.SkipReason("there is no lake yet")
@@ -89,6 +103,12 @@ def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
         return dg.SensorResult(run_requests=requests[:REQUESTS_PER_TICK]) if requests else dg.SkipReason("no batch failed")
 
     return [arrivals, failed_batches]
+
+
+def _nothing_to_run(found: Discovery) -> str:
+    waiting = f", {found.waiting} being written wait for a later look" if found.waiting else ""
+    more = ", and the rest follows at the next tick" if found.position else ""
+    return f"{found.listed} files listed, none new or changed{waiting}{more}"
 
 
 def _runs(instance: dg.DagsterInstance, batch: str, *, limit: int) -> list[dg.DagsterRun]:

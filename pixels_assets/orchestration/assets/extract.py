@@ -47,23 +47,27 @@ class IndexConfig(dg.Config):
     """What to make of a batch's objects; the defaults come from the environment."""
 
     thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: PIXELS_THUMBNAIL_SIZE, else 256.")
-    extract_to: str | None = Field(default=None, description="Folder to extract archive members to. Default: PIXELS_EXTRACT_TO, else read in place only.")
+    extract_to: str | None = Field(
+        default=None, description="Folder to extract archive members to. Default: PIXELS_EXTRACT_TO, else read in place only."
+    )
     preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: PIXELS_PREVIEW, else true.")
-    retry: list[str] = Field(default_factory=list, description="Read again only the files with an object in quarantine under one of these statuses.")
+    retry: list[str] = Field(default=[], description="Read again only the files with an object in quarantine under one of these statuses.")
 
 
 @dg.multi_asset(
     name="index_objects",
     specs=[
         _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
-        _spec(DICOM_METADATA, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
-        _spec(THUMBNAILS, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
     ],
     can_subset=True,
     partitions_def=BATCH,
     retry_policy=ENVIRONMENT_RETRY,
 )
-def index_objects(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource) -> Iterator[dg.MaterializeResult]:
+def index_objects(
+    context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource
+) -> Iterator[dg.MaterializeResult]:
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
@@ -96,11 +100,16 @@ class _Progress:
 def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> dict[str, object]:
     """What only one of the tables has to say."""
     if table is DICOM_METADATA:
-        return {"objects": tally.objects, "source_bytes": tally.bytes, "statuses": counts("status", tally.statuses), "errors": counts("error", tally.codes)}
+        return {
+            "objects": tally.objects,
+            "source_bytes": tally.bytes,
+            "statuses": counts("status", tally.statuses),
+            "errors": counts("error", tally.codes),
+        }
     if table is THUMBNAILS:
         said: dict[str, object] = {"thumbnails": counts("outcome", tally.thumbnails)}
         sheet = _contact_sheet(spec) if settings.preview else b""
-        return said | ({"preview": picture(sheet)} if sheet else {})
+        return said | ({"contact_sheet": picture(sheet)} if sheet else {})
     return {}
 
 
@@ -110,5 +119,6 @@ def _contact_sheet(spec: IndexSpec) -> bytes:
     paths = images.select("path").collect()["path"].sort()
     if paths.is_empty():
         return b""
-    chosen = paths.gather_every(max(1, -(-len(paths) // _SHEET_IMAGES)))
+    shown = min(len(paths), _SHEET_IMAGES)
+    chosen = paths.gather([number * len(paths) // shown for number in range(shown)])
     return contact_sheet(images.filter(pl.col("path").is_in(chosen.implode())).sort("path").select("thumbnail").collect()["thumbnail"].to_list())

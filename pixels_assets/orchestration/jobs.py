@@ -35,6 +35,7 @@ def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: L
     context.add_output_metadata(
         {
             "batches": len(found.batches),
+            "keys": " to ".join(dict.fromkeys([*found.batches[:1], *found.batches[-1:]])) or "none",
             "listed": found.listed,
             "unchanged": found.unchanged,
             "waiting": found.waiting,

@@ -33,7 +33,7 @@ def definition(table: Table) -> dict[str, object]:
 def column_lineage(table: Table, origins: Mapping[str, Sequence[Table]]) -> dict[str, object]:
     """Which column of which table each column of `table` comes from; columns of the same name in the first table that has them.
 
-    For materializations: the UI does not look for it on definitions.
+    It says the same for every batch and belongs on the definition, where it costs no storage; the open-source UI does not draw it, GraphQL tells it.
     """
     deps: dict[str, list[dg.TableColumnDep]] = {}
     for column in table.columns:

@@ -24,7 +24,7 @@ _QUARANTINE_LINEAGE = column_lineage(QUARANTINE, {"*": [DICOM_METADATA]})
     description=OBJECT_CATALOG.meaning,
     group_name="catalog",
     kinds={"python", "deltalake"},
-    metadata=definition(OBJECT_CATALOG),
+    metadata=definition(OBJECT_CATALOG) | _CATALOG_LINEAGE,
     partitions_def=BATCH,
     code_version="1",
     retry_policy=ENVIRONMENT_RETRY,
@@ -35,7 +35,7 @@ def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
         files = manifests(root).load(batch)
         result = commit_catalog(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
         figures = materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files))
-        return dg.MaterializeResult(metadata=figures | _CATALOG_LINEAGE)
+        return dg.MaterializeResult(metadata=figures)
 
 
 class QuarantineConfig(dg.Config):
@@ -50,7 +50,7 @@ class QuarantineConfig(dg.Config):
     description=QUARANTINE.meaning,
     group_name="catalog",
     kinds={"python", "deltalake"},
-    metadata=definition(QUARANTINE),
+    metadata=definition(QUARANTINE) | _QUARANTINE_LINEAGE,
     partitions_def=BATCH,
     code_version="1",
     retry_policy=ENVIRONMENT_RETRY,
@@ -63,4 +63,4 @@ def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake
         attempt = f"{context.run.run_id}-{context.retry_number}"
         result = commit_quarantine(root, batch, files, attempt=attempt, run_id=context.run.run_id, retried=retried)
         figures = materialization(root, QUARANTINE, result, time.monotonic() - started, len(files))
-        return dg.MaterializeResult(metadata=figures | _QUARANTINE_LINEAGE)
+        return dg.MaterializeResult(metadata=figures)

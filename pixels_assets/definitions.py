@@ -52,7 +52,7 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
         assets=ASSETS,
         asset_checks=CHECKS,
         jobs=JOBS,
-        sensors=sensors(watching=bool(settings.sources)),
+        sensors=sensors(watching=bool(settings.sources), seconds=settings.watch_seconds),
         resources=defaults | resources,
         executor=in_process_by_default,
     )

@@ -59,6 +59,7 @@ class Settings:
     batch_bytes: int = _setting(2_000_000_000, "A batch is sealed at this many bytes of files.", at_least=1)
     quiet_seconds: float = _setting(2.0, "Files modified less than this long ago wait for the next pass.", at_least=0)
     accept_empty: bool = _setting(False, "A source that held files and is empty now was emptied on purpose; otherwise it is taken for not mounted.")
+    watch_seconds: int = _setting(30, "Time between two looks of the sensor at its sources; the daemon takes no less than about 5.", at_least=1)
     extract_to: Path | None = _setting(None, "Folder to extract archive members to; none: they are only read in place.")  # noqa: RUF009 - a field
     thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")

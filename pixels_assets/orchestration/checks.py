@@ -8,7 +8,7 @@ from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed
 from pixels_assets.lake.query import scan
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, UNZIPPED_ARCHIVES, Table
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import Metadata, asset_key, in_words
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 
 FAILING = (Status.CORRUPT, Status.ENCRYPTED, Status.LIMIT_EXCEEDED, Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
@@ -23,6 +23,11 @@ def _batch(context: dg.AssetCheckExecutionContext) -> str | None:
     """Name the batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
     step = context.op_execution_context
     return step.partition_key if step.has_partition_key else None
+
+
+def _about(batch: str | None) -> Metadata:
+    """Say what a result is about: checks have no partitions that the UI could show."""
+    return {"batch": batch or "the whole lake"}
 
 
 def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
@@ -48,7 +53,7 @@ def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResour
     missing, extra = listed.join(rows, on=_KEY, how="anti"), rows.join(listed, on=_KEY, how="anti")
     return dg.AssetCheckResult(
         passed=missing.is_empty() and extra.is_empty() and len(rows) == len(listed),
-        metadata={"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
+        metadata=_about(batch) | {"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
     )
 
 
@@ -74,7 +79,7 @@ def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeReso
     }
     found = {name: int(frame.select(pl.len()).collect().item()) for name, frame in figures.items()}
     complete = found["without_row"] == found["without_member"] == found["without_archive"] == 0
-    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata=found)
+    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata={**_about(batch), **found})
 
 
 @dg.asset_check(
@@ -91,7 +96,7 @@ def rows_are_unique(context: dg.AssetCheckExecutionContext, lake: LakeResource) 
         others = _rows(lake, OBJECT_CATALOG, None).filter(pl.col("batch") != batch, pl.col("path").is_in(rows["path"].implode()))
         figures["elsewhere"] = int(others.select(pl.len()).collect().item())
     unique = figures["rows"] == figures["row_ids"] == figures["paths"] and not figures["elsewhere"]
-    return dg.AssetCheckResult(passed=unique, metadata=figures)
+    return dg.AssetCheckResult(passed=unique, metadata={**_about(batch), **figures})
 
 
 @dg.asset_check(
@@ -100,13 +105,15 @@ def rows_are_unique(context: dg.AssetCheckExecutionContext, lake: LakeResource) 
 )
 def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource, engine: EngineResource) -> dg.AssetCheckResult:
     """Compare the share of each failing status with the limit."""
-    statuses = dict(_rows(lake, DICOM_METADATA, _batch(context)).group_by("status").len().collect().iter_rows())
+    batch = _batch(context)
+    statuses = dict(_rows(lake, DICOM_METADATA, batch).group_by("status").len().collect().iter_rows())
     limit, total = engine.settings().failure_share, sum(statuses.values())
     too_many = [status for status in FAILING if statuses.get(status, 0) > limit * total]
     return dg.AssetCheckResult(
         passed=not too_many,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"limit": limit, "objects": total, "above_limit": ", ".join(too_many) or "none", "statuses": counts("status", statuses)},
+        metadata=_about(batch)
+        | {"limit": f"{limit:.0%}", "objects": total, "above_limit": ", ".join(too_many) or "none", "statuses": in_words(statuses)},
     )
 
 
@@ -116,7 +123,8 @@ def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource,
 )
 def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """Count images that have no thumbnail although their format is supported."""
-    rows = _rows(lake, THUMBNAILS, _batch(context))
+    batch = _batch(context)
+    rows = _rows(lake, THUMBNAILS, batch)
     outcomes = dict(rows.filter(pl.col("status") != "ok").group_by("error_code").len().collect().iter_rows())
     size = pl.col("thumbnail").bin.size().fill_null(0)
     made, empty = rows.filter(pl.col("status") == "ok").select(pl.len(), empty=(size == 0).sum()).collect().row(0)
@@ -124,7 +132,7 @@ def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lak
     return dg.AssetCheckResult(
         passed=not failed and not empty,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"thumbnails": made, "decoder_failed": failed, "empty": empty, "without": counts("reason", outcomes)},
+        metadata=_about(batch) | {"thumbnails": made, "decoder_failed": failed, "empty": empty, "without": in_words(outcomes)},
     )
 
 

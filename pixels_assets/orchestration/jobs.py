@@ -11,7 +11,7 @@ from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.failures import failing_clearly
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
 from pixels_assets.settings import home
@@ -28,7 +28,7 @@ ingest_batch = dg.define_asset_job(
 class DiscoverConfig(dg.Config):
     """Which folders to list, and how."""
 
-    sources: list[str] = Field(default_factory=list, description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
+    sources: list[str] = Field(default=[], description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
     mode: str = Field(default="append", description="`append`: only what changed. `overwrite`: everything again, and forget all other files.")
 
 
@@ -40,12 +40,13 @@ def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: L
     context.add_output_metadata(
         {
             "batches": len(found.batches),
+            "keys": " to ".join(dict.fromkeys([*found.batches[:1], *found.batches[-1:]])) or "none",
             "listed": found.listed,
             "unchanged": found.unchanged,
             "waiting": found.waiting,
-            "changes": counts("change", {change.value: count for change, count in found.changes.items()}),
-            "skipped": counts("kind", found.skipped),
-            "refused": counts("empty source", found.refused),
+            "changes": in_words({change.value: count for change, count in found.changes.items()}),
+            "skipped": in_words(found.skipped),
+            "refused": in_words(found.refused),
         }
     )
     return found.batches

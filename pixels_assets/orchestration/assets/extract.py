@@ -45,18 +45,21 @@ def _spec(table: Table, group: str, kinds: set[str], deps: list[Table], code_ver
 class IndexConfig(dg.Config):
     """What to make of a batch's objects; the defaults are those of the resource `engine`."""
 
-    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels.")
-    extract_to: str | None = Field(default=None, description="Folder to extract archive members to; without one they are read in place only.")
-    preview: bool | None = Field(default=None, description="Attach a contact sheet, which shows patients' images.")
-    retry: list[str] = Field(default_factory=list, description="Read again only the files with an object in quarantine under one of these statuses.")
+    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: that of the resource `engine`.")
+    extract_to: str | None = Field(
+        default=None,
+        description="Folder to extract archive members to. Default: that of the resource `engine`; without one they are read in place only.",
+    )
+    preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: that of the resource `engine`.")
+    retry: list[str] = Field(default=[], description="Read again only the files with an object in quarantine under one of these statuses.")
 
 
 @dg.multi_asset(
     name="index_objects",
     specs=[
         _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
-        _spec(DICOM_METADATA, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
-        _spec(THUMBNAILS, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
     ],
     can_subset=True,
     partitions_def=BATCH,
@@ -106,7 +109,7 @@ def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> Me
     if table is THUMBNAILS:
         said: Metadata = {"thumbnails": counts("outcome", tally.thumbnails)}
         sheet = _contact_sheet(spec) if settings.preview else b""
-        return said | ({"preview": picture(sheet)} if sheet else {})
+        return said | ({"contact_sheet": picture(sheet)} if sheet else {})
     return {}
 
 
@@ -116,6 +119,7 @@ def _contact_sheet(spec: IndexSpec) -> bytes:
     paths = images.select("path").collect()["path"].sort()
     if paths.is_empty():
         return b""
-    chosen = paths.gather_every(max(1, -(-len(paths) // _SHEET_IMAGES)))
+    shown = min(len(paths), _SHEET_IMAGES)
+    chosen = paths.gather([number * len(paths) // shown for number in range(shown)])
     pictures = images.filter(pl.col("path").is_in(chosen.implode())).sort("path").select("thumbnail").collect()["thumbnail"].to_list()
     return contact_sheet(pictures, max_bytes=PICTURE_BYTES)

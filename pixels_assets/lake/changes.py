@@ -36,7 +36,7 @@ from pixels_assets.errors import SourceMissingError
 from pixels_assets.intake.batches import Manifests, cut
 from pixels_assets.intake.listing import Listing, Waiting, listing_key
 from pixels_assets.intake.objects import Change, SourceFile, file_address, folder_prefix, os_path
-from pixels_assets.lake.commit import LOCK_SECONDS, open_table, table_lock
+from pixels_assets.lake.commit import LOCK_SECONDS, open_table, table_lock, validate_batch
 from pixels_assets.lake.parts import lake_errors
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES
 from pixels_assets.settings import Settings
@@ -421,7 +421,8 @@ def _content_hashes(lake: Path, batches: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of loose files and archives, as the batch that is named for each has read it; those that no run has read yet are left out."""
     if not batches:
         return {}
-    files = open_table(lake, DICOM_METADATA.name).file_uris([("batch", "in", sorted(set(batches.values())))])
+    keys = ", ".join(f"'{validate_batch(batch)}'" for batch in sorted(set(batches.values())))
+    files = open_table(lake, DICOM_METADATA.name).file_uris(file_pruning_predicate=f"batch in ({keys})")
     if not files:
         return {}
     rows = (

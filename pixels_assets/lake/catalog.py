@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pixels_assets.intake.objects import MEMBER, Change, SourceFile, Status, folder_prefix, row_id
-from pixels_assets.lake.commit import open_table, validate_batch
+from pixels_assets.lake.commit import open_table, part_files
 from pixels_assets.lake.parts import Part, microseconds, part_from_table
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS
 
@@ -69,7 +69,7 @@ def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str,
     """
     sources = {file.path: file.source for file in files}
     old = pa.array(sorted(superseded), pa.string())
-    images = _Thumbnails(_files(lake, THUMBNAILS.name, batch))
+    images = _Thumbnails(part_files(lake, THUMBNAILS, [batch]))
     for number, rows in enumerate(
         _metadata(lake, batch, [name for name in DICOM_METADATA.column_names if name not in {"header", "file_meta", "batch"}])
     ):
@@ -157,13 +157,9 @@ def _newer(lake: Path, batch: str, paths: set[str]) -> frozenset[str]:
     return frozenset(found["path"])
 
 
-def _files(lake: Path, table: str, batch: str) -> list[str]:
-    return [uri.removeprefix("file://") for uri in open_table(lake, table).file_uris(file_pruning_predicate=f"batch = '{validate_batch(batch)}'")]
-
-
 def _metadata(lake: Path, batch: str, columns: list[str]) -> Iterator[pa.Table]:
     """Rows of a batch's metadata, a part at a time; columns that a part is too old to have are NULL."""
-    for file in _files(lake, DICOM_METADATA.name, batch):
+    for file in part_files(lake, DICOM_METADATA, [batch]):
         yield ds.dataset([file], schema=DICOM_METADATA.part_arrow, format="parquet").to_table(columns=columns)
 
 
@@ -173,7 +169,7 @@ class _Thumbnails:
     Their parts need not match those of the metadata: either may have been made again alone.
     """
 
-    def __init__(self, files: list[str]) -> None:
+    def __init__(self, files: list[Path]) -> None:
         self._files = files
         keys, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for number, file in enumerate(files):

@@ -36,7 +36,7 @@ from pixels_assets.errors import SourceMissingError
 from pixels_assets.intake.batches import Manifests, cut
 from pixels_assets.intake.listing import Listing, Waiting, listing_key
 from pixels_assets.intake.objects import Change, SourceFile, file_address, folder_prefix, os_path
-from pixels_assets.lake.commit import LOCK_SECONDS, open_table, table_lock, validate_batch
+from pixels_assets.lake.commit import LOCK_SECONDS, open_table, part_files, table_lock
 from pixels_assets.lake.parts import lake_errors
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES
 from pixels_assets.settings import Settings
@@ -273,7 +273,7 @@ class _Look:
             if listing.source in self.found.refused:
                 continue
             after = self.position.after if number == first else None
-            for chunk, to in _chunks(listing, _CHUNK if self.deadline is None else _SMALL_CHUNK):
+            for chunk, to in _chunks(listing, min(self.settings.batch_files, _CHUNK if self.deadline is None else _SMALL_CHUNK)):
                 yield from self._compare(listing, chunk, after, to)
                 after = to
                 if to is not None and self.deadline is not None and time.monotonic() > self.deadline:
@@ -327,7 +327,9 @@ class _Look:
                 self.found.unchanged += 1
             else:
                 changed.append(replace(entry, change=Change.MODIFIED))
-        self.missing.update(path for path in before if not path.startswith(tuple(self.unlisted)))
+        inner = (other.prefix for other in self.listings if other.prefix != listing.prefix and other.prefix.startswith(listing.prefix))
+        elsewhere = (*self.unlisted, *inner)
+        self.missing.update(path for path in before if not path.startswith(elsewhere))
         yield from self._confirm(changed)
 
     def _confirm(self, changed: list[SourceFile]) -> Iterator[SourceFile]:
@@ -421,8 +423,7 @@ def _content_hashes(lake: Path, batches: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of loose files and archives, as the batch that is named for each has read it; those that no run has read yet are left out."""
     if not batches:
         return {}
-    keys = ", ".join(f"'{validate_batch(batch)}'" for batch in sorted(set(batches.values())))
-    files = open_table(lake, DICOM_METADATA.name).file_uris(file_pruning_predicate=f"batch in ({keys})")
+    files = part_files(lake, DICOM_METADATA, batches.values())
     if not files:
         return {}
     rows = (

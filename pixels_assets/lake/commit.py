@@ -36,7 +36,7 @@ from pixels_assets.errors import CommitConflictError, LakeError
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_folder, validate_batch
 from pixels_assets.lake.schema import PARTITION, TABLES, Table
 
-__all__ = ["CommitResult", "commit", "committed", "create_tables", "is_committed", "open_table", "table_lock", "validate_batch"]
+__all__ = ["CommitResult", "commit", "committed", "create_tables", "is_committed", "open_table", "part_files", "table_lock", "validate_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,18 @@ def open_table(lake: Path, table: str) -> DeltaTable:
     """
     with _delta_errors(f"open the table {table}", lake / table):
         return DeltaTable(lake / table)
+
+
+def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
+    """List the files that the newest version of a table has of some batches.
+
+    Raises
+    ------
+    LakeError
+        The table cannot be read.
+    """
+    wanted = set(batches)
+    return [lake / table.name / file.path for file in _live_files(lake, open_table(lake, table.name), table).values() if file.batch in wanted]
 
 
 def is_committed(lake: Path, table: Table, batch: str) -> bool:

@@ -27,7 +27,6 @@ from pixels_assets.settings import Settings
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-_LONGEST_WAIT = 10.0
 _FAILURES_IN_A_ROW = 3
 
 
@@ -90,19 +89,10 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
         assert isinstance(watched, SourcesResource)
-        found = look(instance, lake, watched, folders, overwrite=overwrite)
+        found = look(instance, lake, watched, folders, overwrite=overwrite, patient=True)
         ran = Ingested(found)
         _say_found(found, say)
         _run_pending(settings, instance, ran, say)
-        waited = _wait(found, settings, say)
-        if waited:
-            again = look(instance, lake, watched, folders)
-            found.batches += again.batches
-            found.waiting = again.waiting
-            for change, count in again.changes.items():
-                found.changes[change] += count
-            _say_found(again, say)
-            _run_pending(settings, instance, ran, say)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -222,14 +212,3 @@ def _say_found(found: Discovery, say: Say) -> None:
     say(f"{found.listed} files listed: {changes}, {found.unchanged} unchanged{waiting}{others}")
     for source, count in found.refused.items():
         say(f"source {source!r} was left alone: it is empty, though {count} files of it are known; is its disk mounted? (PIXELS_ACCEPT_EMPTY)")
-
-
-def _wait(found: Discovery, settings: Settings, say: Say) -> bool:
-    """Wait until files that were being written while they were listed have been quiet for long enough."""
-    if found.ready_ns is None:
-        return False
-    seconds = min(found.ready_ns / 1e9 - time.time(), settings.quiet_seconds, _LONGEST_WAIT)
-    if seconds > 0:
-        say(f"waiting {seconds:.1f} s: {found.waiting} files are younger than {settings.quiet_seconds:g} s")
-        time.sleep(seconds)
-    return True

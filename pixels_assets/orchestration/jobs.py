@@ -36,7 +36,7 @@ class DiscoverConfig(dg.Config):
 def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: LakeResource, sources: SourcesResource) -> list[str]:
     """Seal what is new, changed, moved or gone; returns the keys of the batches."""
     with failing_clearly():
-        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode))
+        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode), patient=True)
     context.add_output_metadata(
         {
             "batches": len(found.batches),
@@ -69,6 +69,7 @@ def look(
     overwrite: bool = False,
     position: Position | None = None,
     seconds: float | None = None,
+    patient: bool = False,
 ) -> Discovery:
     """Look at the sources once; what it seals becomes partitions.
 
@@ -87,7 +88,7 @@ def look(
     # What this program writes itself is no source, wherever it lies: it would never come to an end.
     own = [root, home() / "var" / "dagster", *map(Path, sources.exclude), *([settings.extract_to] if settings.extract_to else [])]
     exclude = [file_address(folder.absolute()) for folder in own]
-    found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, exclude=exclude)
+    found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, patient=patient, exclude=exclude)
     register(instance, found.batches)
     return found
 

@@ -21,7 +21,7 @@ from pixels_assets.lake.schema import OBJECT_CATALOG
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
-from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources
+from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -117,40 +117,56 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
         Only objects with one of these; all when empty.
     say : callable
         Told how it goes, a line at a time.
+
+    Raises
+    ------
+    UsageError
+        There is no such status, or no lake.
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
     with shared_instance() as instance:
         register(instance, list(batches))
+        job = _job(settings)
         for number, (batch, objects) in enumerate(batches.items(), start=1):
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
-            _run(settings, instance, batch, ran, retried=list(statuses) or [status.value for status in Status])
+            _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
     ran.seconds = time.monotonic() - started
     return ran
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say) -> None:
     pending = [batch for batch in pending_batches(settings.lake) if batch not in ran.failed]
+    if not pending:
+        return
     register(instance, pending)
-    in_a_row = 0
+    job, in_a_row = _job(settings), 0
     for number, batch in enumerate(pending, start=1):
         say(f"batch {batch} ({number} of {len(pending)})")
-        in_a_row = 0 if _run(settings, instance, batch, ran) else in_a_row + 1
+        in_a_row = 0 if _run(settings, instance, job, batch, ran) else in_a_row + 1
         if in_a_row == _FAILURES_IN_A_ROW:
             msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
             raise PixelsError(msg)
 
 
-def _run(settings: Settings, instance: dg.DagsterInstance, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
+def _job(settings: Settings) -> dg.JobDefinition:
+    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def("ingest_batch")
+
+
+def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
     """Run the lineage of one batch in this process; True when it came to the end."""
-    definitions = build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)})
-    result = definitions.resolve_job_def("ingest_batch").execute_in_process(
-        partition_key=batch,
-        instance=instance,
-        run_config=_run_config(settings, retried),
-        tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
-        raise_on_error=False,
-    )
+    try:
+        result = job.execute_in_process(
+            partition_key=batch,
+            instance=instance,
+            run_config=_run_config(settings, retried),
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            raise_on_error=False,
+        )
+    except dg.DagsterExecutionInterruptedError as interrupt:
+        raise KeyboardInterrupt from interrupt
+    if any(_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))
@@ -166,21 +182,21 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
     return {
         "resources": {
             "lake": {"config": {"root": str(settings.lake)}},
-            "engine": {"config": {"workers": settings.workers, "object_seconds": settings.object_seconds, "worker_bytes": settings.worker_bytes}},
+            "engine": {"config": engine_config(settings)},
         },
         "ops": {
-            "index_objects": {
-                "config": {
-                    "thumbnail_size": settings.thumbnail_size,
-                    "preview": settings.preview,
-                    "retry": list(retried),
-                }
-                | ({"extract_to": str(settings.extract_to)} if settings.extract_to else {})
-            },
+            "index_objects": {"config": {"retry": list(retried)}},
             "pixels__quarantine": {"config": {"retry": list(retried)}},
         },
         "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
     }
+
+
+def _interrupted(event: dg.DagsterEvent) -> bool:
+    if not event.is_step_failure:
+        return False
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:
@@ -204,6 +220,8 @@ def _say_found(found: Discovery, say: Say) -> None:
     others = "".join(f", {count} {kind} skipped" for kind, count in sorted(found.skipped.items()))
     waiting = f", {found.waiting} waiting" if found.waiting else ""
     say(f"{found.listed} files listed: {changes}, {found.unchanged} unchanged{waiting}{others}")
+    for source, count in found.refused.items():
+        say(f"source {source!r} was left alone: it is empty, though {count} files of it are known; is its disk mounted? (PIXELS_ACCEPT_EMPTY)")
 
 
 def _wait(found: Discovery, settings: Settings, say: Say) -> bool:

@@ -76,9 +76,9 @@ class _Worker:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
-        try:
+        try:  # in a group of its own: Ctrl-C is for the parent to decide about
             self.process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
-                command, pass_fds=(theirs.fileno(), self._file.fileno()), stdin=subprocess.DEVNULL, env=environment
+                command, pass_fds=(theirs.fileno(), self._file.fileno()), process_group=0, stdin=subprocess.DEVNULL, env=environment
             )
         except OSError as error:
             msg = f"cannot start a worker process: {error.strerror}; check memory and process limits, or use fewer --workers"

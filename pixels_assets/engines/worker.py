@@ -113,7 +113,6 @@ def main(connection_fd: int, monitor_fd: int) -> None:
     connection_fd, monitor_fd : int
         Inherited file descriptors: one end of a socket pair, and the file behind the shared block of memory.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _die_with_parent()
     monitor = mmap.mmap(monitor_fd, MONITOR.size)
     reporter = _Reporter(connection := Connection(connection_fd), monitor)

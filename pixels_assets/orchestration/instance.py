@@ -50,24 +50,27 @@ def _alive(pid: int) -> bool:
     return True
 
 
+# A command's output belongs to its terminal. Dagster's capture would start two processes a step, and print their stack traces on Ctrl-C.
+_NO_CAPTURE = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+
+
 def _ref(folder: Path) -> InstanceRef:
     file = folder / "dagster.yaml"
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
-        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}, "nux": {"enabled": False}})
+        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}, "nux": {"enabled": False}, "compute_logs": _NO_CAPTURE})
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))
 
 
 def _anchored(written: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Make relative folders in the storage sections of `dagster.yaml` absolute; Dagster would take them from the working folder."""
-    anchored: dict[str, Any] = {}
+    anchored: dict[str, Any] = {"compute_logs": _NO_CAPTURE}
     sqlite = (written.get("storage") or {}).get("sqlite")
     if sqlite and isinstance(sqlite.get("base_dir"), str):
         anchored["storage"] = {"sqlite": sqlite | {"base_dir": str(folder / sqlite["base_dir"])}}
-    for section in ("local_artifact_storage", "compute_logs"):
-        given = written.get(section)
-        if given and isinstance((given.get("config") or {}).get("base_dir"), str):
-            anchored[section] = given | {"config": given["config"] | {"base_dir": str(folder / given["config"]["base_dir"])}}
+    artifacts = written.get("local_artifact_storage")
+    if artifacts and isinstance((artifacts.get("config") or {}).get("base_dir"), str):
+        anchored["local_artifact_storage"] = artifacts | {"config": artifacts["config"] | {"base_dir": str(folder / artifacts["config"]["base_dir"])}}
     return anchored

@@ -24,25 +24,19 @@ def partitions(definition):
     return definition.name if isinstance(definition, dg.DynamicPartitionsDefinition) else definition and str(definition)
 
 
-def retries(policy):
-    return policy and f"{policy.max_retries} after {policy.delay:g} s, {policy.backoff.value.lower()}"
-
-
 def described(definitions):
     """One block for each asset, job, sensor and resource."""
     graph = definitions.resolve_asset_graph()
     for level in graph.toposorted_asset_keys_by_level:
         for key in sorted(level):
             spec = graph.get(key).assets_def.specs_by_key[key]
-            operation = graph.get(key).assets_def.op
             yield f"asset {key.to_user_string()}"
-            yield f"  made by     {operation.name}"
+            yield f"  made by     {graph.get(key).assets_def.op.name}"
             yield f"  group       {spec.group_name}"
             yield f"  kinds       {', '.join(sorted(spec.kinds))}"
             yield f"  deps        {', '.join(sorted(dep.asset_key.to_user_string() for dep in spec.deps)) or '-'}"
             yield f"  partitions  {partitions(spec.partitions_def) or '-'}"
             yield f"  code        {spec.code_version}"
-            yield f"  retries     {retries(operation.retry_policy) or '-'}"
             yield f"  metadata    {', '.join(sorted(spec.metadata))}"
             for check in sorted(key for key in graph.asset_check_keys if key.asset_key == spec.key):
                 blocking = ", blocking" if graph.get_check_spec(check).blocking else ""

@@ -40,17 +40,20 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
     given = dict(overrides or {})
     resources = {name: value for name, value in given.items() if isinstance(value, dg.ConfigurableResource)}
     values = {name: value for name, value in given.items() if name not in resources}
-    unknown = values.keys() - {item.name for item in fields(Settings)}
+    names = [item.name for item in fields(Settings)]
+    unknown = values.keys() - set(names)
+    settings = Settings.from_environment(**{name: value for name, value in values.items() if name not in unknown})
+    defaults = default_resources(settings)
+    unknown |= resources.keys() - defaults.keys()
     if unknown:
-        msg = f"{sorted(unknown)} are neither resources nor settings; the settings are {sorted(item.name for item in fields(Settings))}"
+        msg = f"{sorted(unknown)} are neither resources nor settings; the resources are {', '.join(defaults)}, the settings {', '.join(names)}"
         raise UsageError(msg)
-    settings = Settings.from_environment(**values)
     return dg.Definitions(
         assets=ASSETS,
         asset_checks=CHECKS,
         jobs=JOBS,
-        sensors=sensors(watching=bool(settings.sources)),
-        resources=default_resources(settings) | resources,
+        sensors=sensors(watching=bool(settings.sources), seconds=settings.watch_seconds),
+        resources=defaults | resources,
         executor=in_process_by_default,
     )
 

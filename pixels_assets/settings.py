@@ -58,6 +58,8 @@ class Settings:
     batch_files: int = _setting(5_000, "A batch is sealed at this many files.", at_least=1)
     batch_bytes: int = _setting(2_000_000_000, "A batch is sealed at this many bytes of files.", at_least=1)
     quiet_seconds: float = _setting(2.0, "Files modified less than this long ago wait for the next pass.", at_least=0)
+    accept_empty: bool = _setting(False, "A source that held files and is empty now was emptied on purpose; otherwise it is taken for not mounted.")
+    watch_seconds: int = _setting(30, "Time between two looks of the sensor at its sources; the daemon takes no less than about 5.", at_least=1)
     extract_to: Path | None = _setting(None, "Folder to extract archive members to; none: they are only read in place.")  # noqa: RUF009 - a field
     thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")
@@ -86,13 +88,18 @@ class Settings:
         Raises
         ------
         UsageError
-            A variable does not parse or is out of range; the message names it.
+            A variable does not parse or is out of range, or there is no such setting; the message names it.
         """
         values: dict[str, Any] = {"lake": home() / "var" / "lake", "limits": Limits(**_from_environment(Limits, "PIXELS_LIMIT_"))}
         values |= _from_environment(cls, "PIXELS_")
         values |= {name: value for name, value in overrides.items() if value is not None}
         for name in ("lake", "extract_to"):
             values[name] = Path(values[name]).expanduser().absolute() if values.get(name) else None
+        values["sources"] = tuple(str(Path(source).expanduser().absolute()) for source in values.get("sources", ()))
+        unknown = values.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            msg = f"there are no settings {sorted(unknown)}; the settings are {', '.join(item.name for item in fields(cls))}"
+            raise UsageError(msg)
         return cls(**values)
 
 
@@ -138,7 +145,7 @@ def _parse(variable: str, text: str, default: Any) -> Any:
 def _check(values: Settings | Limits) -> None:
     for item in fields(values):
         least, value = item.metadata["at_least"], getattr(values, item.name)
-        if least is not None and value < least:
+        if least is not None and not value >= least:  # not a number is not enough either
             msg = f"{item.name} is {value}; it must be at least {least}"
             raise UsageError(msg)
     if isinstance(values, Settings) and values.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
-from pixels_assets.errors import SourceVanishedError
+from pixels_assets.errors import BatchError, SourceVanishedError
 from pixels_assets.intake.objects import SourceFile, os_path
-from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_parts, retired_paths, to_read
-from pixels_assets.lake.commit import CommitResult, commit
-from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, RAW_FILES
+from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_parts, retired_paths, superseded_paths, to_read
+from pixels_assets.lake.commit import LOCK_SECONDS, CommitResult, commit, is_committed, table_lock
+from pixels_assets.lake.parts import Part
+from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, Table
 
 _SIGNS_OF_ABSENCE = ("not_found", "io_error")
 
@@ -102,9 +103,15 @@ def commit_raw_files(lake: Path, batch: str, files: list[SourceFile], *, attempt
 
 
 def commit_catalog(lake: Path, batch: str, files: list[SourceFile], *, attempt: str, run_id: str) -> CommitResult:
-    """Commit the batch's rows of `object_catalog`; rows of older batches about the same files leave it in the same commit."""
-    parts = list(catalog_parts(lake, batch, files, attempt))
-    return commit(lake, OBJECT_CATALOG, batch, parts, run_id=run_id, retire=retired_paths(lake, batch, files))
+    """Commit the batch's rows of `object_catalog`; rows of older batches about the same files leave it in the same commit.
+
+    Raises
+    ------
+    BatchError
+        The batch has not landed in the tables that this one is made from.
+    """
+    _require_landed(lake, batch, (RAW_FILES, DICOM_METADATA))
+    return _commit_current(lake, OBJECT_CATALOG, batch, files, run_id, lambda old: catalog_parts(lake, batch, files, attempt, old))
 
 
 def commit_quarantine(
@@ -113,9 +120,36 @@ def commit_quarantine(
     """Commit the batch's rows of `quarantine`; rows of older batches about the same files leave it in the same commit.
 
     `retried` names the files that were read again, None all of them: only theirs count as attempts.
+
+    Raises
+    ------
+    BatchError
+        The batch has not landed in `object_catalog`: with this commit a batch counts as finished.
     """
-    parts = list(quarantine_parts(lake, batch, files, attempt, retried))
-    return commit(lake, QUARANTINE, batch, parts, run_id=run_id, retire=retired_paths(lake, batch, files))
+    _require_landed(lake, batch, (RAW_FILES, DICOM_METADATA, OBJECT_CATALOG))
+    return _commit_current(lake, QUARANTINE, batch, files, run_id, lambda old: quarantine_parts(lake, batch, attempt, old, retried))
+
+
+def _commit_current(
+    lake: Path, table: Table, batch: str, files: list[SourceFile], run_id: str, write: Callable[[frozenset[str]], Iterable[Part]]
+) -> CommitResult:
+    """Commit the rows that are current, which other batches may change until the moment of the commit."""
+    superseded = superseded_paths(lake, batch, files)
+    parts = list(write(superseded))
+    with table_lock(lake, f"_current_{table.name}", LOCK_SECONDS):
+        now = superseded_paths(lake, batch, files)
+        if now != superseded:
+            for part in parts:
+                (lake / table.name / part.path).unlink(missing_ok=True)
+            parts = list(write(now))
+        return commit(lake, table, batch, parts, run_id=run_id, retire=retired_paths(lake, batch, files))
+
+
+def _require_landed(lake: Path, batch: str, tables: Iterable[Table]) -> None:
+    for table in tables:
+        if not is_committed(lake, table, batch):
+            msg = f"batch {batch} has not landed in {table.name}; materialize that asset for it first"
+            raise BatchError(msg)
 
 
 def absent_source(files: Iterable[SourceFile]) -> str | None:

@@ -3,14 +3,16 @@
 Holds the key of a batch, how a stream of files is cut into batches, and the manifest file. Must not list folders or know what changed.
 
 A manifest is gzipped JSON Lines, one `SourceFile` a line, at ``<folder>/<key>.jsonl.gz``. It is written once, under its final name only when
-complete, and never changes: running its batch again is exact.
+complete, and never changes: running its batch again is exact. Other files in the folder are left alone.
 """
 
 import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -37,12 +39,22 @@ class Manifests:
         self.folder = folder
 
     def keys(self) -> list[str]:
-        """Keys of all sealed batches, oldest first."""
+        """Keys of all sealed batches, oldest first.
+
+        Raises
+        ------
+        LakeError
+            The folder cannot be read.
+        """
         try:
-            names = [file.name for file in self.folder.iterdir()]
+            names = [item.name for item in self.folder.iterdir()]
         except FileNotFoundError:
             return []
-        return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
+        except OSError as error:
+            msg = f"cannot list the batches in {self.folder}: {error.strerror}; grant read access, then run again"
+            raise LakeError(msg) from error
+        keys = (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+        return sorted(key for key in keys if KEY.fullmatch(key))
 
     def load(self, key: str) -> list[SourceFile]:
         """Files of one batch, in the order in which they were found.
@@ -50,9 +62,13 @@ class Manifests:
         Raises
         ------
         BatchError
-            There is no such batch in this lake.
+            There is no such batch in this lake, or its manifest is damaged.
         """
-        return list(self._lines(key))
+        try:
+            return list(self._lines(key))
+        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, KeyError, TypeError) as error:
+            msg = f"the manifest {self._file(key)} is damaged ({type(error).__name__}); restore it from a backup: it says what the batch is"
+            raise BatchError(msg) from error
 
     def digest(self, key: str) -> str:
         """First 16 hex digits of the manifest's SHA-256: the same batch key in another lake has another digest."""
@@ -79,14 +95,27 @@ class Manifests:
                 raw.flush()
                 os.fsync(raw.fileno())
             unfinished.replace(self._file(key))
+            self._sync()
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             msg = f"cannot seal a batch in {self.folder}: {error.strerror}; free space or grant write access, then run again"
             raise LakeError(msg) from error
         return key
 
+    def _sync(self) -> None:
+        """Make the new name survive a power cut: rows of a batch without a manifest could not be made again."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _lines(self, key: str) -> Iterator[SourceFile]:
-        for line in gzip.decompress(self._read(key)).splitlines():
+        packed = self._read(key)
+        if not packed:  # which gzip takes for nothing
+            raise EOFError
+        for line in gzip.decompress(packed).splitlines():
             row = json.loads(line)
             failure = row.pop("failure")
             row["change"] = Change(row["change"])
@@ -98,7 +127,7 @@ class Manifests:
             raise BatchError(msg)
         try:
             return self._file(key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             msg = f"batch {key!r} has no manifest in {self.folder}: it belongs to another lake or was never sealed; `pixels status` lists the batches"
             raise BatchError(msg) from None
 
@@ -108,7 +137,7 @@ class Manifests:
 
 def next_key(keys: list[str], now: datetime) -> str:
     """Key after all of `keys`: ``<UTC second>-<number within it>``, sortable as text even when the clock steps back."""
-    moment, number = now.strftime("%Y%m%dT%H%M%S"), 1
+    moment, number = now.astimezone(UTC).strftime("%Y%m%dT%H%M%S"), 1
     if keys and keys[-1][:15] >= moment:
         moment, number = keys[-1][:15], int(keys[-1][16:]) + 1
         if number > _PER_MOMENT:

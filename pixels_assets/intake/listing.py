@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from pixels_assets.errors import SourceMissingError, SourceVanishedError
-from pixels_assets.intake.objects import Failure, SourceFile, Status, escape_name, file_address, os_path, unescape_name
+from pixels_assets.intake.objects import Failure, SourceFile, Status, escape_name, file_address, folder_prefix, os_path, unescape_name
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # This process is short of something: no fact about the file in hand, so no row either.
 _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_TIMES = -(1 << 63), (1 << 63) - 1  # nanoseconds that tables hold: the years 1677 to 2262; file systems know later ones
 _KINDS = {stat.S_IFLNK: "symlink", stat.S_IFSOCK: "socket", stat.S_IFIFO: "fifo", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
 
 
@@ -135,11 +136,11 @@ class Listing:
     ) -> None:
         self._root, self._identity = _resolve(source)
         self.source = file_address(self._root)
-        self.prefix = _folder_address(self._root)
+        self.prefix = folder_prefix(self.source)
         self.counts = ListingCounts()
         self._after = listing_key(after or "")
         self._quiet_ns = int(quiet_seconds * 1e9)
-        self._excluded = frozenset(_folder_address(os.path.realpath(os_path(address))) for address in exclude)
+        self._excluded = frozenset(folder_prefix(file_address(os.path.realpath(os_path(address)))) for address in exclude)
 
     def __iter__(self) -> Iterator[SourceFile | Waiting]:
         self.counts = ListingCounts()
@@ -202,6 +203,11 @@ class Listing:
             return entries, self._failure(error, "folder")
         return entries, None
 
+    def look_again(self, waiting: Waiting) -> SourceFile | Waiting | None:
+        """Ask again for a file that was not yet to be taken; None when it is no longer there."""
+        self.counts.waiting -= 1
+        return self._file(waiting.path)
+
     def _file(self, path: str) -> SourceFile | Waiting | None:
         if path[-5:].lower().endswith(UNFINISHED_SUFFIXES):
             self.counts.waiting += 1
@@ -219,7 +225,7 @@ class Listing:
             return Waiting(path, found.st_mtime_ns + self._quiet_ns)
         self.counts.files += 1
         self.counts.bytes += found.st_size
-        return SourceFile(path, found.st_size, found.st_mtime_ns, self.source)
+        return SourceFile(path, found.st_size, _storable(found.st_mtime_ns), self.source)
 
     def _failed(self, path: str, mtime_ns: int, failure: Failure) -> SourceFile:
         self.counts.failures += 1
@@ -272,11 +278,6 @@ def _identify(root: bytes) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _folder_address(path: bytes) -> str:
-    # Escaped with its separator, as in the addresses of the files below it: a name may end with an exclamation mark.
-    return escape_name(path.rstrip(b"/") + b"/")
-
-
 def _folder_path(address: str) -> bytes:
     # With a separator at its end the path of a link would mean what the link points to.
     return unescape_name(address).rstrip(b"/") or b"/"
@@ -311,6 +312,10 @@ def _kind(mode: int) -> str:
 
 def _modified(folder: str) -> int:
     try:
-        return os.lstat(_folder_path(folder)).st_mtime_ns
+        return _storable(os.lstat(_folder_path(folder)).st_mtime_ns)
     except OSError:
         return 0
+
+
+def _storable(mtime_ns: int) -> int:
+    return max(_TIMES[0], min(mtime_ns, _TIMES[1]))

@@ -186,6 +186,18 @@ def file_address(path: str | bytes | os.PathLike[str]) -> str:
     return escape_name(os.fsencode(path))
 
 
+def folder_prefix(folder: str) -> str:
+    r"""Give what the addresses of all files below a folder begin with.
+
+    Examples
+    --------
+    >>> folder_prefix("/in/a!")
+    '/in/a\\x21/'
+    """
+    # Escaped with its separator, as in the addresses of the files below it: a name may end with an exclamation mark.
+    return escape_name(unescape_name(folder).rstrip(b"/") + b"/")
+
+
 def os_path(address: str) -> bytes:
     """Path that opens the outermost file of an address, as bytes for the operating system."""
     return unescape_name(address.split(MEMBER, 1)[0])

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pixels_assets.intake.objects import MEMBER, Change, SourceFile, Status, row_id
-from pixels_assets.lake.commit import open_table, validate_batch
-from pixels_assets.lake.parts import Part, part_from_table
+from pixels_assets.intake.objects import MEMBER, Change, SourceFile, Status, folder_prefix, row_id
+from pixels_assets.lake.commit import open_table, part_files
+from pixels_assets.lake.parts import Part, microseconds, part_from_table
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS
 
 RETRIED = (Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
@@ -28,26 +29,26 @@ RETRIED = (Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
 ATTEMPTS = 3
 """After so many attempts no further one is due by itself; `pixels retry` still makes one."""
 
-_EXTENSION = re.compile(r"\.(\w+)$")
+_EXTENSION = re.compile(r"\.(\w+)(?:!~[0-9]+)?\Z")
 _TAG_END = re.compile(r"([0-9a-zA-Z]+)[_./:@]")
 _PATH_TAGS = 5
-
-
-def retired_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozenset[str]:
-    """Files of a batch's manifest that older batches hold rows of: those rows are no longer current."""
-    named = {file.path for file in files} | {file.previous_path for file in files if file.previous_path}
-    older = _journal(lake).filter(pl.col("batch") < batch, pl.col("path").is_in(list(named))).select("path").unique().collect()
-    return frozenset(older["path"])
+_ROWS_AT_ONCE = 512
 
 
 def superseded_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozenset[str]:
     """Files of a batch's manifest that newer batches name: this batch's rows of them are not current."""
-    newer = _journal(lake).filter(pl.col("batch") > batch).select("path", "previous_path").collect()
-    gone = set(newer["path"]) | set(newer["previous_path"])
-    return frozenset(file.path for file in files if file.path in gone)
+    return _newer(lake, batch, {file.path for file in files})
 
 
-def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str) -> Iterator[Part]:
+def retired_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozenset[str]:
+    """Files that a batch's manifest names and older batches hold rows of, unless newer batches name them: those older rows are not current."""
+    named = {file.path for file in files} | {file.previous_path for file in files if file.previous_path}
+    older = _journal(lake).filter(pl.col("batch") < batch, pl.col("path").is_in(list(named))).select("path").unique().collect()
+    # Rows of one file leave all other batches at once, so a batch that runs late must leave alone what a newer one has replaced already.
+    return frozenset(older["path"]) - _newer(lake, batch, named)
+
+
+def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str, superseded: frozenset[str]) -> Iterator[Part]:
     """Write the rows of `object_catalog` for one batch: metadata and thumbnail side by side, without what newer batches replaced.
 
     Parameters
@@ -58,6 +59,8 @@ def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str)
         The batch's manifest.
     attempt : str
         Unique to the run, for the names of the part files.
+    superseded : frozenset of str
+        See `superseded_paths`.
 
     Yields
     ------
@@ -65,29 +68,29 @@ def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str)
         One for each part of `dicom_metadata` that holds a current row.
     """
     sources = {file.path: file.source for file in files}
-    superseded = pa.array(sorted(superseded_paths(lake, batch, files)), pa.string())
-    images = ds.dataset(_files(lake, THUMBNAILS.name, batch), schema=THUMBNAILS.arrow.remove(THUMBNAILS.arrow.get_field_index("batch")))
+    old = pa.array(sorted(superseded), pa.string())
+    images = _Thumbnails(part_files(lake, THUMBNAILS, [batch]))
     for number, rows in enumerate(
         _metadata(lake, batch, [name for name in DICOM_METADATA.column_names if name not in {"header", "file_meta", "batch"}])
     ):
-        current = rows.filter(pc.invert(pc.is_in(rows["original_path"], superseded)))
+        current = rows.filter(pc.invert(pc.is_in(rows["original_path"], old)))
         if current.num_rows:
             yield part_from_table(lake, OBJECT_CATALOG, batch, f"{attempt}-{number:05d}", _catalog_rows(current, images, sources))
 
 
-def quarantine_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str, retried: frozenset[str] | None) -> Iterator[Part]:
+def quarantine_parts(lake: Path, batch: str, attempt: str, superseded: frozenset[str], retried: frozenset[str] | None) -> Iterator[Part]:
     """Write the rows of `quarantine` for one batch: every object that is neither indexed nor an archive, with its number of attempts so far.
 
     `retried` names the files that were read again, None all of them.
     """
-    superseded = pa.array(sorted(superseded_paths(lake, batch, files)), pa.string())
+    old = pa.array(sorted(superseded), pa.string())
     healthy = pa.array([Status.INDEXED.value, Status.ARCHIVE.value])
     names = ["path", "original_path", "length", "file_type", "status", "error_code", "error_message", "content_hash"]
     before = pl.scan_delta(open_table(lake, QUARANTINE.name)).filter(pl.col("batch") == batch).select("path", "attempts").collect()
     attempts_before = dict(before.iter_rows())
     number = 0
     for rows in _metadata(lake, batch, names):
-        bad = rows.filter(pc.invert(pc.or_(pc.is_in(rows["status"], healthy), pc.is_in(rows["original_path"], superseded))))
+        bad = rows.filter(pc.invert(pc.or_(pc.is_in(rows["status"], healthy), pc.is_in(rows["original_path"], old))))
         if not bad.num_rows:
             continue
         attempts = [
@@ -107,12 +110,11 @@ def raw_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str) -> 
         piece = list(islice(remaining, 50_000))
         if not piece:
             return
-        times = pa.array([file.mtime_ns for file in piece], pa.int64())
         columns = {
             "path": [file.path for file in piece],
             "length": [file.length for file in piece],
-            "modificationTime": pc.cast(pc.floor(pc.divide(times, 1000)), pa.int64()).cast(pa.timestamp("us", "UTC")),
-            "mtime_ns": times,
+            "modificationTime": [microseconds(file.mtime_ns) for file in piece],
+            "mtime_ns": [file.mtime_ns for file in piece],
             "change": [file.change.value for file in piece],
             "previous_path": [file.previous_path for file in piece],
             "source": [file.source for file in piece],
@@ -129,11 +131,11 @@ def to_read(files: list[SourceFile]) -> list[SourceFile]:
 
 def relative_path(path: str, source: str) -> str:
     """Path of an object below its source folder."""
-    return path.removeprefix(source.rstrip("/") + "/")
+    return path.removeprefix(folder_prefix(source))
 
 
 def extension(path: str) -> str:
-    """Letters, digits and underscores after the last dot of the name, case kept; '' when there is none."""
+    """Letters, digits and underscores after the last dot of the name, case kept; '' when there is none. Says nothing about the content."""
     found = _EXTENSION.search(path)
     return found.group(1) if found else ""
 
@@ -147,29 +149,68 @@ def _journal(lake: Path) -> pl.LazyFrame:
     return pl.scan_delta(open_table(lake, RAW_FILES.name)).select("path", "previous_path", "batch")
 
 
-def _files(lake: Path, table: str, batch: str) -> list[str]:
-    return [uri.removeprefix("file://") for uri in open_table(lake, table).file_uris(file_pruning_predicate=f"batch = '{validate_batch(batch)}'")]
+def _newer(lake: Path, batch: str, paths: set[str]) -> frozenset[str]:
+    """Those of the paths that newer batches name, as where a file is or as where it was."""
+    named, later = list(paths), _journal(lake).filter(pl.col("batch") > batch)
+    left = later.filter(pl.col("previous_path").is_in(named)).select(path="previous_path")
+    found = pl.concat([later.filter(pl.col("path").is_in(named)).select("path"), left]).unique().collect()
+    return frozenset(found["path"])
 
 
 def _metadata(lake: Path, batch: str, columns: list[str]) -> Iterator[pa.Table]:
-    for file in _files(lake, DICOM_METADATA.name, batch):
-        yield pq.read_table(file, columns=columns, partitioning=None)
+    """Rows of a batch's metadata, a part at a time; columns that a part is too old to have are NULL."""
+    for file in part_files(lake, DICOM_METADATA, [batch]):
+        yield ds.dataset([file], schema=DICOM_METADATA.part_arrow, format="parquet").to_table(columns=columns)
 
 
-def _catalog_rows(rows: pa.Table, images: ds.Dataset, sources: dict[str, str]) -> pa.Table:
+class _Thumbnails:
+    """A batch's thumbnails by path: an index of 16 bytes for each, so that only those asked for are read.
+
+    Their parts need not match those of the metadata: either may have been made again alone.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+        keys, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for number, file in enumerate(files):
+            with pq.ParquetFile(file) as source:
+                for group in range(source.num_row_groups):
+                    found = source.read_row_group(group, columns=["path"])["path"].to_pylist()
+                    keys.append(np.fromiter(map(row_id, found), np.int64, len(found)))
+                    places.append(np.full(len(found), number << 32 | group, np.int64))
+        order = np.argsort(all_keys := np.concatenate(keys))
+        self._keys, self._places = all_keys[order], np.concatenate(places)[order]
+
+    def of(self, paths: list[str]) -> pa.Array:
+        """Thumbnails of these paths, NULL for those without one."""
+        keys = np.fromiter(map(row_id, paths), np.int64, len(paths))
+        nearest = np.searchsorted(self._keys, keys)
+        known = np.flatnonzero(nearest < len(self._keys))
+        known = known[self._keys[nearest[known]] == keys[known]]
+        groups: dict[int, list[int]] = {}
+        for place in np.unique(self._places[nearest[known]]).tolist():
+            groups.setdefault(place >> 32, []).append(place & 0xFFFFFFFF)
+        wanted = set(paths)
+        images: dict[str, bytes | None] = {}
+        for number, rows in groups.items():
+            with pq.ParquetFile(self._files[number]) as source:
+                for batch in source.iter_batches(_ROWS_AT_ONCE, row_groups=rows, columns=["path", "thumbnail"], use_threads=False):
+                    pairs = zip(batch["path"].to_pylist(), batch["thumbnail"], strict=True)
+                    images.update((path, image.as_py()) for path, image in pairs if path in wanted)
+        return pa.array([images.get(path) for path in paths], pa.binary())
+
+
+def _catalog_rows(rows: pa.Table, images: _Thumbnails, sources: dict[str, str]) -> pa.Table:
     paths = rows["path"].to_pylist()
     originals = rows["original_path"].to_pylist()
     relatives = [relative_path(path, sources[original]) for path, original in zip(paths, originals, strict=True)]
-    span = (pc.field("path") >= min(paths)) & (pc.field("path") <= max(paths))
-    found = images.to_table(columns=["path", "thumbnail"], filter=span)
-    place = {path: number for number, path in enumerate(found["path"].to_pylist())}
     columns = {name: rows[name] for name in rows.column_names if name in OBJECT_CATALOG.column_names} | {
         "rowId": [row_id(path) for path in paths],
         "relative_path": relatives,
         "extension": [extension(path) for path in paths],
         "path_tags": [path_tags(relative) for relative in relatives],
         "is_anon": pa.array([True] * len(paths)),  # the seed's meaning: local files are read without credentials
-        "thumbnail": found["thumbnail"].take(pa.array([place.get(path) for path in paths], pa.int64())),
+        "thumbnail": images.of(paths),
     }
     return _table(OBJECT_CATALOG.arrow, columns)
 

@@ -3,36 +3,57 @@
 Holds the comparison of a listing with what is known, and the bookkeeping of a listing that stops half-way. What is known is the journal: the
 manifests of all sealed batches, which `raw_files` holds once they have run. Must not read the content of a file but to tell a touched or moved
 file from a changed or new one.
+
+The rules
+---------
+* A file is as known when its size and time are. Other bytes of the same size and time go unnoticed: that is the price of not reading everything.
+* Another time and the same size: the bytes decide, by their hash. A touched file is no change, and is not read again at the next look.
+* New here, gone there, with the same size, time and hash: moved. Empty files, and files whose batch has not run yet, have no hash: new and removed.
+* A known file that cannot be asked for stays known: below a folder that cannot be listed, waiting to be finished, or back before a long look ended.
+* A source in which nothing is left at all, though a hundred files of it or more are known, looks like a disk that is not mounted: it is refused, and
+  its files stay known, until something is in it again or the caller says that it was emptied on purpose (``accept_empty``, or overwriting).
+* Sources that lie within each other are one: each file belongs to the outermost.
 """
 
 import gzip
 import json
 import logging
 import os
+import stat
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import file_digest
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from pixels_assets.errors import SourceMissingError
 from pixels_assets.intake.batches import Manifests, cut
 from pixels_assets.intake.listing import Listing, Waiting, listing_key
-from pixels_assets.intake.objects import Change, SourceFile, os_path
-from pixels_assets.lake.commit import open_table, table_lock
+from pixels_assets.intake.objects import Change, SourceFile, file_address, folder_prefix, os_path
+from pixels_assets.lake.commit import LOCK_SECONDS, open_table, part_files, table_lock
+from pixels_assets.lake.parts import lake_errors
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_EMPTIED = 100
+"""A source of fewer files may well be emptied; with this many known, one that holds nothing at all is taken for not mounted."""
+
 _CHUNK = 20_000
-_KNOWN = {"path": pl.String, "length": pl.Int64, "mtime_ns": pl.Int64}
+_SMALL_CHUNK = 1_000  # with a time budget, which is looked at after each
+_ABANDONED_SECONDS = 7 * 86_400
+_KNOWN = {"path": pl.String, "length": pl.Int64, "mtime_ns": pl.Int64, "batch": pl.String}
 
 
 def manifests(lake: Path) -> Manifests:
-    """Open the sealed batches of a lake."""
+    """Return the sealed batches of a lake."""
     return Manifests(lake / "_manifests")
 
 
@@ -47,7 +68,7 @@ class Position:
     after : str or None
         Address of the last file that was dealt with; None at the beginning of the source.
     moment : int
-        Names the file that holds what this pass missed so far.
+        Names the file that holds what this look missed so far.
     """
 
     source: int
@@ -67,11 +88,11 @@ class Discovery:
         Where to go on; None when all sources were listed to the end.
     listed, unchanged, waiting : int
         Files seen, files as known, files that are not yet to be taken.
-    ready_ns : int or None
-        When the last of the files that only wait for their quiet period can be taken, nanoseconds since 1970 UTC.
     changes : dict of Change to int
     skipped : dict of str to int
         Entries that are not files, by kind.
+    refused : dict of str to int
+        Sources that are empty now, and how many files of each are known: they were left alone.
     """
 
     batches: list[str] = field(default_factory=list)
@@ -79,36 +100,30 @@ class Discovery:
     listed: int = 0
     unchanged: int = 0
     waiting: int = 0
-    ready_ns: int | None = None
     changes: dict[Change, int] = field(default_factory=lambda: dict.fromkeys(Change, 0))
     skipped: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
 
 
 def known_files(lake: Path) -> pl.DataFrame:
-    """Every file that the journal holds as present: path, length (bytes), mtime_ns, one row per path."""
+    """Every file that the journal holds as present: path, length (bytes), mtime_ns, and the batch that says so; one row per path."""
     columns = ["path", "length", "mtime_ns", "change", "previous_path", "batch"]
     raw = pl.scan_delta(open_table(lake, RAW_FILES.name)).select(columns).collect()
     ran, sealed = set(raw["batch"].unique()), manifests(lake)
     pending = [
-        {
-            "path": file.path,
-            "length": file.length,
-            "mtime_ns": file.mtime_ns,
-            "change": file.change.value,
-            "previous_path": file.previous_path,
-            "batch": key,
-        }
+        (file.path, file.length, file.mtime_ns, file.change.value, file.previous_path, key)
         for key in sealed.keys()  # noqa: SIM118 - a method, not a mapping
         if key not in ran
         for file in sealed.load(key)
     ]
-    journal = pl.concat([raw, pl.DataFrame(pending, schema=raw.schema)]) if pending else raw
+    journal = pl.concat([raw, pl.DataFrame(pending, schema=raw.schema, orient="row")]) if pending else raw
     if journal.is_empty():
         return pl.DataFrame(schema=_KNOWN)
-    here = journal.select("path", "length", "mtime_ns", "batch", gone=pl.col("change") == Change.REMOVED.value)
+    here = journal.select(*_KNOWN, gone=pl.col("change") == Change.REMOVED.value)
     left = journal.filter(pl.col("previous_path").is_not_null()).select(
         path="previous_path", length=pl.lit(None, pl.Int64), mtime_ns=pl.lit(None, pl.Int64), batch="batch", gone=pl.lit(value=True)
     )
+    # Within one batch another file may have taken the place of a moved one: being there outweighs having left.
     last = pl.concat([left, here]).sort("batch", maintain_order=True).unique("path", keep="last", maintain_order=True)
     return last.filter(~pl.col("gone")).select(_KNOWN.keys())
 
@@ -121,6 +136,7 @@ def discover(
     position: Position | None = None,
     seconds: float | None = None,
     overwrite: bool = False,
+    patient: bool = False,
     exclude: Iterable[str] = (),
 ) -> Discovery:
     """List the sources, compare with what is known, and seal what changed into batches.
@@ -139,6 +155,8 @@ def discover(
         Time budget; the call returns soon after it with a `position` to go on from.
     overwrite : bool
         Take every listed file as new, and all other known files as removed.
+    patient : bool
+        Wait, once and for no longer than the quiet period, for files that are too young, and take those that were left alone in that time.
     exclude : iterable of str
         Addresses of folders never to be entered, such as the lake itself.
 
@@ -149,17 +167,19 @@ def discover(
     Raises
     ------
     SourceMissingError
-        A source does not exist; nothing was sealed for any of them.
+        A source does not exist, or all of them are empty though files of them are known; nothing was sealed for any of them.
+    SourceVanishedError
+        A source went away while it was listed; batches that were sealed before stay sealed.
     LakeError
         The lake cannot be written, or another discovery holds its lock for long.
     """
     for source in sources:
         Listing(source)
-    with table_lock(lake, "_discovery"):
-        return _Pass(lake, sources, settings, position, seconds, overwrite=overwrite, exclude=tuple(exclude)).run()
+    with table_lock(lake, "_discovery", LOCK_SECONDS if seconds is None else max(1.0, seconds)):
+        return _Look(lake, sources, settings, position, seconds, overwrite=overwrite, patient=patient, exclude=tuple(exclude)).run()
 
 
-class _Pass:
+class _Look:
     def __init__(
         self,
         lake: Path,
@@ -169,141 +189,261 @@ class _Pass:
         seconds: float | None,
         *,
         overwrite: bool,
+        patient: bool,
         exclude: tuple[str, ...],
     ) -> None:
-        self.lake, self.sources, self.settings, self.overwrite, self.exclude = lake, sources, settings, overwrite, exclude
+        self.patient = patient
         self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.lake, self.settings, self.overwrite, self.exclude = lake, settings, overwrite, exclude
+        self.excluded = tuple(folder_prefix(file_address(os.path.realpath(os_path(address)))) for address in exclude)
+        self.listings = self._apart([self._listing(os.fspath(source)) for source in sources])
         self.found = Discovery()
         self.sealed = manifests(lake)
-        self.missing_file: Path | None = None
-        self.missing: set[str] = set()
-        if position is not None:
-            self.missing_file = _missing_file(lake, position.moment)
-            if position.source < len(sources) and self.missing_file.exists():
-                self.missing = set(json.loads(gzip.decompress(self.missing_file.read_bytes())))
-            else:
-                position = None
-        self.position = position or Position(0, None, time.time_ns())
-        known = known_files(lake)
-        self.known = known.with_columns(key=pl.col("path").str.replace_all("/", "\0", literal=True)).sort("key")
-        self.touched = _read_touched(lake)
-        self.newly_touched: dict[str, int] = {}
+        self.touches = _read_touches(lake)
+        self.known = _as_seen(known_files(lake), self.touches)
+        self.keys = self.known["key"]
+        self.new_touches: dict[str, tuple[int, int]] = {}
         self.moved_from: set[str] = set()
+        self.real_folders: dict[str, bool] = {}
+        self.missing: set[str] = set()
+        self.young: list[tuple[Listing, Waiting]] = []
+        self.unlisted: list[str] = []
+        self.state_file: Path | None = None
+        self.position = self._resume(position) or Position(0, None, time.time_ns())
+        self._refuse_emptied()
+
+    def _listing(self, source: str, after: str | None = None) -> Listing:
+        return Listing(source, after=after, quiet_seconds=self.settings.quiet_seconds, exclude=self.exclude)
+
+    def _apart(self, listings: list[Listing]) -> list[Listing]:
+        """Without those that another one covers, so that no file is listed twice."""
+        roots = {listing.prefix: listing for listing in listings}
+
+        def covers(outer: str, inner: str) -> bool:
+            apart = any(inner.startswith(folder) and folder.startswith(outer) and folder != outer for folder in self.excluded)
+            return outer != inner and inner.startswith(outer) and not apart
+
+        return [listing for prefix, listing in roots.items() if not any(covers(other, prefix) for other in roots)]
+
+    def _resume(self, position: Position | None) -> Position | None:
+        """Read what the look missed so far; None when it has to begin anew: that costs time, no files."""
+        if position is None or position.source >= len(self.listings):
+            return None
+        listing = self.listings[position.source]
+        if position.after is not None and not position.after.startswith(listing.prefix):
+            return None  # other sources than then
+        state = _read_packed(_state_file(self.lake, position.moment))
+        if state is None:
+            return None
+        self.state_file = _state_file(self.lake, position.moment)
+        self.missing, self.unlisted = set(state["missing"]), list(state["unlisted"])
+        self.listings[position.source] = self._listing(os.fsdecode(os_path(listing.source)), position.after)
+        return position
+
+    def _refuse_emptied(self) -> None:
+        """Take no source for emptied that may only not be mounted."""
+        if self.overwrite or self.settings.accept_empty:
+            return
+        for listing in self.listings:
+            low, high = self._span(listing, None, None)
+            with os.scandir(os_path(listing.source)) as entries:
+                if high - low >= _EMPTIED and next(entries, None) is None:
+                    self.found.refused[listing.source] = high - low
+        if self.found.refused and len(self.found.refused) == len(self.listings):
+            source, count = next(iter(self.found.refused.items()))
+            msg = (
+                f"source {source!r} is empty, though {count} files of it are known: mount its disk, or, when it was emptied on purpose, "
+                "say so with PIXELS_ACCEPT_EMPTY=true; nothing was changed"
+            )
+            raise SourceMissingError(msg)
 
     def run(self) -> Discovery:
         for batch in cut(self._changes(), max_files=self.settings.batch_files, max_bytes=self.settings.batch_bytes):
             for file in batch:
                 self.found.changes[file.change] += 1
             self.found.batches.append(self.sealed.seal(batch))
-        if self.newly_touched:
-            _write_touched(self.lake, self.touched | self.newly_touched)
-        stopped = self.found.position
-        if stopped is not None:
-            path = _missing_file(self.lake, stopped.moment)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, gzip.compress(json.dumps(sorted(self.missing - self.moved_from)).encode(), 1))
-        elif self.missing_file is not None:
-            self.missing_file.unlink(missing_ok=True)
+        with lake_errors("remember what was listed", self.lake):
+            if self.new_touches:
+                _write_packed(_touches_file(self.lake), self._touches())
+            stopped = self.found.position
+            if stopped is not None:
+                _forget_abandoned(self.lake)
+                _write_packed(_state_file(self.lake, stopped.moment), {"missing": sorted(self.missing - self.moved_from), "unlisted": self.unlisted})
+            elif self.state_file is not None:
+                self.state_file.unlink(missing_ok=True)
         return self.found
 
     def _changes(self) -> Iterator[SourceFile]:
-        position = self.position
-        for number in range(position.source, len(self.sources)):
-            after = position.after if number == position.source else None
-            listing = Listing(self.sources[number], after=after, quiet_seconds=self.settings.quiet_seconds, exclude=self.exclude)
-            unlisted: list[str] = []
-            for chunk, to in _chunks(listing):
-                unlisted += [file.path for file in chunk if isinstance(file, SourceFile) and file.failure and file.path.endswith("/")]
-                yield from self._compare(listing.source, chunk, after, to, tuple(unlisted))
+        first = self.position.source
+        for number, listing in enumerate(self.listings[first:], start=first):
+            if listing.source in self.found.refused:
+                continue
+            after = self.position.after if number == first else None
+            for chunk, to in _chunks(listing, min(self.settings.batch_files, _CHUNK if self.deadline is None else _SMALL_CHUNK)):
+                yield from self._compare(listing, chunk, after, to)
                 after = to
                 if to is not None and self.deadline is not None and time.monotonic() > self.deadline:
-                    self.found.position = Position(number, to, position.moment)
-                    return
+                    self.found.position = Position(number, to, self.position.moment)
+                    break
             for kind, count in listing.counts.skipped.items():
                 self.found.skipped[kind] = self.found.skipped.get(kind, 0) + count
-        if self.overwrite:
-            roots = tuple(_prefix(Listing(source).source) for source in self.sources)
-            self.missing.update(path for path in self.known["path"] if not path.startswith(roots))
-        gone = self.known.filter(pl.col("path").is_in(list(self.missing - self.moved_from)))
-        for path, length, mtime_ns in gone.select(_KNOWN.keys()).iter_rows():
-            yield SourceFile(path, length, mtime_ns, "", Change.REMOVED)
+            if self.found.position is not None:
+                return
+        yield from self._grown_up()
+        yield from self._removed()
 
-    def _compare(
-        self, source: str, chunk: list[SourceFile | Waiting], after: str | None, to: str | None, unlisted: tuple[str, ...]
-    ) -> Iterator[SourceFile]:
+    def _removed(self) -> Iterator[SourceFile]:
+        roots = {listing.prefix: listing.source for listing in self.listings}
+        missing = self.missing - self.moved_from
+        if self.overwrite:
+            missing.update(path for path in self.known["path"] if not path.startswith(tuple(roots)))
+        gone = self.known.filter(pl.col("path").is_in(list(missing))).select("path", "length", "journal_ns")
+        refused = tuple(folder_prefix(source) for source in self.found.refused)
+        for path, length, mtime_ns in gone.iter_rows():
+            if not self.overwrite and (path.startswith(refused) or self._in_place(path)):
+                continue
+            source = next((source for prefix, source in roots.items() if path.startswith(prefix)), "")
+            yield SourceFile(path, length, mtime_ns, source, Change.REMOVED)
+
+    def _span(self, listing: Listing, after: str | None, to: str | None) -> tuple[int, int]:
+        """Rows of `known` that lie in a source, after one address and up to another; None stands for the beginning and the end."""
+        root = listing_key(listing.prefix)
+        low = self.keys.search_sorted(root, side="left") if after is None else self.keys.search_sorted(listing_key(after), side="right")
+        # The key of the root ends with the least character there is; with the next one it is just greater than all that it begins.
+        high = self.keys.search_sorted(root[:-1] + "\x01", side="left") if to is None else self.keys.search_sorted(listing_key(to), side="right")
+        return int(low), max(int(low), int(high))
+
+    def _compare(self, listing: Listing, chunk: list[SourceFile | Waiting], after: str | None, to: str | None) -> Iterator[SourceFile]:
         """Tell what changed among the files from `after` to `to`; None stands for the beginning and the end."""
-        span = self.known.filter(pl.col("path").str.starts_with(_prefix(source)))
-        if after is not None:
-            span = span.filter(pl.col("key") > listing_key(after))
-        if to is not None:
-            span = span.filter(pl.col("key") <= listing_key(to))
-        before = {path: (length, mtime_ns) for path, length, mtime_ns in span.select(_KNOWN.keys()).iter_rows()}
+        low, high = self._span(listing, after, to)
+        before = {path: (length, mtime_ns) for path, length, mtime_ns in self.known[low:high].select("path", "length", "mtime_ns").iter_rows()}
         changed: list[SourceFile] = []
         for entry in chunk:
             was = before.pop(entry.path, None)
             if isinstance(entry, Waiting):
                 self.found.waiting += 1
-                if entry.ready_ns is not None:
-                    self.found.ready_ns = max(self.found.ready_ns or 0, entry.ready_ns)
-                continue
-            self.found.listed += 1
-            if was is None or self.overwrite:
-                changed.append(entry)
-            elif was == (entry.length, entry.mtime_ns) or (was[0] == entry.length and self.touched.get(entry.path) == entry.mtime_ns):
-                self.found.unchanged += 1
+                if entry.ready_ns is not None and self.patient:
+                    self.young.append((listing, entry))
             else:
-                changed.append(replace(entry, change=Change.MODIFIED))
-        self.missing.update(path for path in before if not path.startswith(unlisted))
+                changed += self._suspect(entry, was)
+        inner = (other.prefix for other in self.listings if other.prefix != listing.prefix and other.prefix.startswith(listing.prefix))
+        elsewhere = (*self.unlisted, *inner)
+        self.missing.update(path for path in before if not path.startswith(elsewhere))
+        yield from self._confirm(changed)
+
+    def _suspect(self, file: SourceFile, was: tuple[int, int] | None) -> list[SourceFile]:
+        """Tell by size and time whether a file may have changed: it alone, or nothing."""
+        if file.failure and file.path.endswith("/"):
+            self.unlisted.append(file.path)
+        self.found.listed += 1
+        if was is None or self.overwrite:
+            return [file]
+        if was == (file.length, file.mtime_ns) or file.failure:
+            self.found.unchanged += 1
+            return []
+        return [replace(file, change=Change.MODIFIED)]
+
+    def _grown_up(self) -> Iterator[SourceFile]:
+        """Wait until files that were too young when they were listed are old enough; those that are being written on are left for another look."""
+        if not self.young:
+            return
+        ready_ns = max(waiting.ready_ns or 0 for _, waiting in self.young)
+        seconds = min((ready_ns - time.time_ns()) / 1e9, self.settings.quiet_seconds)
+        if seconds > 0:
+            logger.info("waiting %.1f s: %d files are younger than %g s", seconds, len(self.young), self.settings.quiet_seconds)
+            time.sleep(seconds)
+        paths = [waiting.path for _, waiting in self.young]
+        rows = self.known.filter(pl.col("path").is_in(paths)).select("path", "length", "mtime_ns").iter_rows()
+        before = {path: (length, mtime_ns) for path, length, mtime_ns in rows}
+        changed: list[SourceFile] = []
+        for listing, waiting in self.young:
+            entry = listing.look_again(waiting)
+            if isinstance(entry, Waiting):
+                continue
+            self.found.waiting -= 1
+            if entry is not None:
+                changed += self._suspect(entry, before.get(entry.path))
+            elif waiting.path in before:
+                self.missing.add(waiting.path)
         yield from self._confirm(changed)
 
     def _confirm(self, changed: list[SourceFile]) -> Iterator[SourceFile]:
         """Look at content where size and time alone cannot tell: a touched file is no change, a moved one is no new one."""
-        new = [file for file in changed if file.change is Change.NEW and file.length and not file.failure]
-        origins = {} if self.overwrite else self._origins(new)
-        suspects = {file.path for file in changed if file.change is Change.MODIFIED and not file.failure}
-        hashes = _content_hashes(self.lake, suspects | {path for paths in origins.values() for path in paths})
-        lengths = dict(self.known.filter(pl.col("path").is_in(list(suspects))).select("path", "length").iter_rows())
+        paths = [file.path for file in changed if file.change is Change.MODIFIED]
+        suspects = {row[0]: row for row in self.known.filter(pl.col("path").is_in(paths)).select("path", "length", "journal_ns", "batch").iter_rows()}
+        left = {} if self.overwrite else self._left([file for file in changed if file.change is Change.NEW])
+        hashes = _content_hashes(self.lake, {path: row[3] for path, row in suspects.items()} | dict(chain.from_iterable(left.values())))
         for file in changed:
-            if file.path in suspects and lengths[file.path] == file.length and file.path in hashes and _hash(file.path) == hashes[file.path]:
-                self.newly_touched[file.path] = file.mtime_ns
-                self.found.unchanged += 1
-                continue
-            origin = self._origin(file, origins.get(file.path, ()), hashes)
+            if file.path in suspects:
+                _, length, journal_ns, _ = suspects[file.path]
+                if length == file.length and file.path in hashes and _hash(file.path) == hashes[file.path]:
+                    self.new_touches[file.path] = journal_ns, file.mtime_ns
+                    self.found.unchanged += 1
+                    continue
+            origin = self._origin(file, [path for path, _ in left.get((file.length, file.mtime_ns), ())], hashes)
             yield replace(file, change=Change.MOVED, previous_path=origin) if origin else file
 
-    def _origins(self, new: list[SourceFile]) -> dict[str, list[str]]:
-        """Known files of the same length and time that are no longer where they were, for each new file."""
-        if not new or self.known.is_empty():
+    def _left(self, new: list[SourceFile]) -> dict[tuple[int, int], list[tuple[str, str]]]:
+        """Known files that are no longer where they were, and their batches, by a length and time that some new file has."""
+        looks = {(file.length, file.mtime_ns) for file in new if file.length and not file.failure}
+        if not looks or self.known.is_empty():
             return {}
-        arrived = pl.DataFrame([(file.path, file.length, file.mtime_ns) for file in new], schema=_KNOWN, orient="row")
-        pairs = arrived.join(self.known, on=["length", "mtime_ns"], suffix="_was").select("path", "path_was")
-        origins: dict[str, list[str]] = {}
-        for path, was in pairs.iter_rows():
-            if not os.path.lexists(os_path(was)):
-                origins.setdefault(path, []).append(was)
-        return origins
+        wanted = pl.DataFrame(list(looks), schema={"length": pl.Int64, "mtime_ns": pl.Int64}, orient="row")
+        alike = self.known.join(wanted, on=["length", "mtime_ns"], how="semi").select("path", "length", "mtime_ns", "batch")
+        roots = tuple(listing.prefix for listing in self.listings if listing.source not in self.found.refused)
+        left: dict[tuple[int, int], list[tuple[str, str]]] = {}
+        for path, length, mtime_ns, batch in alike.sort("path").iter_rows():
+            if path.startswith(roots) and path not in self.moved_from and not self._in_place(path):
+                left.setdefault((length, mtime_ns), []).append((path, batch))
+        return left
 
-    def _origin(self, file: SourceFile, candidates: Iterable[str], hashes: dict[str, str]) -> str | None:
-        for was in sorted(candidates):
-            if was not in self.moved_from and was in hashes and _hash(file.path) == hashes[was]:
-                self.moved_from.add(was)
-                return was
-        return None
+    def _origin(self, file: SourceFile, candidates: list[str], hashes: Mapping[str, str]) -> str | None:
+        candidates = [path for path in candidates if path in hashes and path not in self.moved_from]
+        if not candidates or file.change is not Change.NEW or file.failure:
+            return None
+        found = _hash(file.path)
+        origin = next((path for path in candidates if hashes[path] == found), None)
+        if origin is not None:
+            self.moved_from.add(origin)
+        return origin
+
+    def _in_place(self, path: str) -> bool:
+        """Whether a known file is where it was. Only what is certainly gone is not: the system may refuse to say."""
+        if path.endswith("/") or path.startswith(self.excluded):
+            return False
+        folder = path[: path.rindex("/") + 1]
+        if folder not in self.real_folders:
+            self.real_folders[folder] = _is_real(os_path(folder))
+        if not self.real_folders[folder]:
+            return False
+        try:
+            return stat.S_ISREG(os.lstat(os_path(path)).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
+    def _touches(self) -> dict[str, tuple[int, int]]:
+        """All that still hold, old and new."""
+        known = self.known.filter(pl.col("journal_ns") != pl.col("mtime_ns")).select("path", "journal_ns", "mtime_ns")
+        return {path: (journal_ns, mtime_ns) for path, journal_ns, mtime_ns in known.iter_rows()} | self.new_touches
 
 
-def _prefix(source: str) -> str:
-    return source if source.endswith("/") else source + "/"
-
-
-def _chunks(listing: Listing) -> Iterator[tuple[list[SourceFile | Waiting], str | None]]:
+def _chunks(listing: Listing, size: int) -> Iterator[tuple[list[SourceFile | Waiting], str | None]]:
     """Pieces of a listing and the address up to which each is complete; None with the last."""
-    queue: deque[SourceFile | Waiting] = deque()
+    chunk: list[SourceFile | Waiting] = []
     for entry in listing:
-        if len(queue) >= _CHUNK:
-            yield list(queue), queue[-1].path
-            queue.clear()
-        queue.append(entry)
-    yield list(queue), None
+        if len(chunk) >= size:
+            yield chunk, chunk[-1].path
+            chunk = []
+        chunk.append(entry)
+    yield chunk, None
+
+
+def _is_real(folder: bytes) -> bool:
+    """Whether no part of a folder's path is a symbolic link: what lies behind one is not in the source."""
+    folder = folder.rstrip(b"/") or b"/"
+    return os.path.realpath(folder) == folder
 
 
 def _hash(path: str) -> str | None:
@@ -314,41 +454,67 @@ def _hash(path: str) -> str | None:
         return None  # it vanished or is unreadable: the run that takes it will say so in its row
 
 
-def _content_hashes(lake: Path, paths: set[str]) -> dict[str, str]:
-    """SHA-256 of the newest row of each loose file or archive."""
-    if not paths:
+def _content_hashes(lake: Path, batches: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of loose files and archives, as the batch that is named for each has read it; those that no run has read yet are left out."""
+    if not batches:
+        return {}
+    files = part_files(lake, DICOM_METADATA, batches.values())
+    if not files:
         return {}
     rows = (
-        pl.scan_delta(open_table(lake, DICOM_METADATA.name))
-        .filter(pl.col("path").is_in(list(paths)), pl.col("content_hash").is_not_null())
-        .select("path", "content_hash", "batch")
+        pl.scan_parquet(files, hive_schema={"batch": pl.String})
+        .select("path", "batch", "content_hash")
+        .filter(pl.col("path").is_in(list(batches)), pl.col("content_hash").is_not_null())
         .collect()
-        .sort("batch")
-        .unique("path", keep="last")
     )
-    return dict(rows.select("path", "content_hash").iter_rows())
+    return {path: digest for path, batch, digest in rows.iter_rows() if batches[path] == batch}
 
 
-def _missing_file(lake: Path, moment: int) -> Path:
-    return lake / "_discovery" / f"missing-{moment}.json.gz"
+def _as_seen(known: pl.DataFrame, touches: Mapping[str, tuple[int, int]]) -> pl.DataFrame:
+    """Known files in the order of a listing, with the time last seen of those that were only touched; `journal_ns` is the journal's."""
+    known = known.with_columns(journal_ns="mtime_ns", key=pl.col("path").str.replace_all("/", "\0", literal=True))
+    if touches:
+        rows = [(path, *times) for path, times in touches.items()]
+        seen = pl.DataFrame(rows, schema={"path": pl.String, "journal_ns": pl.Int64, "seen_ns": pl.Int64}, orient="row")
+        known = known.join(seen, on=["path", "journal_ns"], how="left").with_columns(mtime_ns=pl.coalesce("seen_ns", "mtime_ns")).drop("seen_ns")
+    return known.sort("key")
 
 
-def _read_touched(lake: Path) -> dict[str, int]:
-    """Files whose time changed and whose bytes did not: path to the time last seen."""
+def _state_file(lake: Path, moment: int) -> Path:
+    return lake / "_discovery" / f"unfinished-{moment}.json.gz"
+
+
+def _touches_file(lake: Path) -> Path:
+    return lake / "_discovery" / "touched.json.gz"
+
+
+def _read_touches(lake: Path) -> dict[str, tuple[int, int]]:
+    """Files whose time changed and whose bytes did not: path to the journal's time and the time last seen."""
+    return {path: (journal_ns, seen_ns) for path, (journal_ns, seen_ns) in (_read_packed(_touches_file(lake)) or {}).items()}
+
+
+def _forget_abandoned(lake: Path) -> None:
+    """Remove what looks left behind that nobody went on with."""
+    for path in (lake / "_discovery").glob("unfinished-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+
+
+def _read_packed(path: Path) -> dict[str, Any] | None:
+    """Read what `_write_packed` wrote; None when it is missing or damaged: what it holds only saves time."""
     try:
-        values: dict[str, int] = json.loads(gzip.decompress((lake / "_discovery" / "touched.json.gz").read_bytes()))
+        values: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError:
-        return {}
+        return None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        logger.warning("%s is damaged (%s): starting without it", path, type(error).__name__)
+        return None
     return values
 
 
-def _write_touched(lake: Path, values: dict[str, int]) -> None:
-    path = lake / "_discovery" / "touched.json.gz"
+def _write_packed(path: Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, gzip.compress(json.dumps(values).encode(), 1))
-
-
-def _replace(path: Path, data: bytes) -> None:
     unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(data)
+    unfinished.write_bytes(gzip.compress(json.dumps(values).encode(), 1))
     unfinished.replace(path)

@@ -13,6 +13,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from pixels_assets.errors import UsageError
+from pixels_assets.intake.objects import Status
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed, open_table
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
@@ -126,7 +127,14 @@ def batch_rows(lake: Path, table: Table, batch: str) -> int:
 
 
 def quarantined_batches(lake: Path, statuses: Collection[str]) -> dict[str, int]:
-    """Objects in quarantine with one of these statuses, by batch; all statuses when none is named."""
+    """Count objects in quarantine with one of these statuses, by batch; all statuses when none is named.
+
+    Raises
+    ------
+    UsageError
+        There is no such status, or no lake.
+    """
+    _require_statuses(statuses)
     rows = scan(lake, QUARANTINE.name)
     if statuses:
         rows = rows.filter(pl.col("status").is_in(list(statuses)))
@@ -134,9 +142,23 @@ def quarantined_batches(lake: Path, statuses: Collection[str]) -> dict[str, int]
 
 
 def quarantined_files(lake: Path, batch: str, statuses: Collection[str]) -> frozenset[str]:
-    """Outermost files of a batch that hold an object in quarantine with one of these statuses."""
+    """Find the outermost files of a batch that hold an object in quarantine with one of these statuses.
+
+    Raises
+    ------
+    UsageError
+        There is no such status, or no lake.
+    """
+    _require_statuses(statuses)
     rows = scan(lake, QUARANTINE.name).filter(pl.col("batch") == batch, pl.col("status").is_in(list(statuses)))
     return frozenset(rows.select("original_path").unique().collect()["original_path"])
+
+
+def _require_statuses(statuses: Collection[str]) -> None:
+    unknown = sorted(set(statuses) - set(Status))
+    if unknown:
+        msg = f"there is no status {unknown[0]!r}; the statuses are {', '.join(Status)}"
+        raise UsageError(msg)
 
 
 def _require(lake: Path) -> None:

@@ -59,7 +59,8 @@ def _ref(folder: Path) -> InstanceRef:
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
-        return InstanceRef.from_dir(str(base), overrides={"telemetry": {"enabled": False}, "nux": {"enabled": False}, "compute_logs": _NO_CAPTURE})
+        (base / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+        return InstanceRef.from_dir(str(base), overrides={"compute_logs": _NO_CAPTURE})
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))
 

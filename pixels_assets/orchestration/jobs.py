@@ -1,16 +1,20 @@
 """Jobs: look for files, and take a batch through the whole lineage."""
 
+from pathlib import Path
+
 import dagster as dg
 from pydantic import Field
 
 from pixels_assets.errors import UsageError
+from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.failures import failing_clearly
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
+from pixels_assets.settings import home
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
@@ -24,7 +28,7 @@ ingest_batch = dg.define_asset_job(
 class DiscoverConfig(dg.Config):
     """Which folders to list, and how."""
 
-    sources: list[str] = Field(default_factory=list, description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
+    sources: list[str] = Field(default=[], description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
     mode: str = Field(default="append", description="`append`: only what changed. `overwrite`: everything again, and forget all other files.")
 
 
@@ -32,15 +36,17 @@ class DiscoverConfig(dg.Config):
 def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: LakeResource, sources: SourcesResource) -> list[str]:
     """Seal what is new, changed, moved or gone; returns the keys of the batches."""
     with failing_clearly():
-        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode))
+        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode), patient=True)
     context.add_output_metadata(
         {
             "batches": len(found.batches),
+            "keys": " to ".join(dict.fromkeys([*found.batches[:1], *found.batches[-1:]])) or "none",
             "listed": found.listed,
             "unchanged": found.unchanged,
             "waiting": found.waiting,
-            "changes": counts("change", {change.value: count for change, count in found.changes.items()}),
-            "skipped": counts("kind", found.skipped),
+            "changes": in_words({change.value: count for change, count in found.changes.items()}),
+            "skipped": in_words(found.skipped),
+            "refused": in_words(found.refused),
         }
     )
     return found.batches
@@ -63,23 +69,26 @@ def look(
     overwrite: bool = False,
     position: Position | None = None,
     seconds: float | None = None,
+    patient: bool = False,
 ) -> Discovery:
-    """One look at the sources; what it seals becomes partitions.
+    """Look at the sources once; what it seals becomes partitions.
 
     Raises
     ------
     UsageError
-        No folder is given.
+        No folder is given, or one is missing: then not even the lake was made.
     """
     if not folders:
         msg = "no source folder is given; name some in the run config of `discover`, or set PIXELS_SOURCES"
         raise UsageError(msg)
+    for folder in folders:
+        Listing(folder)
     settings = sources.settings()
     root = lake.prepared()
-    apart = [folder for folder in (root, settings.extract_to) if folder]
-    found = discover(
-        root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, exclude=[file_address(folder.resolve()) for folder in apart]
-    )
+    # What this program writes itself is no source, wherever it lies: it would never come to an end.
+    own = [root, home() / "var" / "dagster", *map(Path, sources.exclude), *([settings.extract_to] if settings.extract_to else [])]
+    exclude = [file_address(folder.absolute()) for folder in own]
+    found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, patient=patient, exclude=exclude)
     register(instance, found.batches)
     return found
 

@@ -3,16 +3,27 @@
 They turn what the UI configures into a `Settings`, the one object that the layers below understand. Must not hold logic of theirs.
 """
 
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster_deltalake import DeltaTableResource, LocalConfig
 from pydantic import Field
 
 from pixels_assets.engines.local import LocalEngine
+from pixels_assets.errors import UsageError
 from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.schema import TABLES
-from pixels_assets.settings import Settings
+from pixels_assets.settings import Limits, Settings
+
+_SETTINGS = {item.name: item for item in fields(Settings)}
+
+
+def _setting(name: str) -> Any:
+    """Make a resource's field of a setting: same default, same meaning."""
+    item = _SETTINGS[name]
+    return Field(default=item.default, description=item.metadata["meaning"])
 
 
 class LakeResource(dg.ConfigurableResource):
@@ -27,32 +38,65 @@ class LakeResource(dg.ConfigurableResource):
         return Path(self.root).expanduser().absolute()
 
     def prepared(self) -> Path:
-        """Make sure that all tables are there, and return the folder."""
+        """Return the folder, with all tables in it."""
         create_tables(self.path)
         return self.path
 
     def table(self, name: str) -> DeltaTableResource:
-        """One table, for assets of other projects that read it."""
+        """Return one table, for assets of other projects that read it.
+
+        Raises
+        ------
+        UsageError
+            There is no such table.
+        """
         if name not in TABLES:
             msg = f"there is no table {name!r}; the tables are {', '.join(TABLES)}"
-            raise KeyError(msg)
+            raise UsageError(msg)
         return DeltaTableResource(url=str(self.path / name), storage_options=self.storage)
 
 
 class EngineResource(dg.ConfigurableResource):
-    """What indexes objects."""
+    """What indexes objects, and how."""
 
     engine: str = Field(default="local", description="`local`: a pool of processes on this machine.")
-    workers: int = Field(default=0, description="Worker processes; 0 means one per core.")
-    object_seconds: float = Field(description="Time that one object may take before its worker is stopped.")
-    worker_bytes: int = Field(description="Memory that one worker process may hold.")
+    workers: int = _setting("workers")
+    object_seconds: float = _setting("object_seconds")
+    worker_bytes: int = _setting("worker_bytes")
+    thumbnail_size: int = _setting("thumbnail_size")
+    preview: bool = _setting("preview")
+    extract_to: str | None = _setting("extract_to")
+    failure_share: float = _setting("failure_share")
+    limits: dict[str, Any] = Field(default_factory=dict, description="Guards against hostile input, by name; those of the environment when empty.")
 
     def settings(self, **more: object) -> Settings:
-        """Put together the settings of a run: the environment's, then this resource's, then `more`."""
-        return Settings.from_environment(workers=self.workers, object_seconds=self.object_seconds, worker_bytes=self.worker_bytes, **more)
+        """Return the settings of a run: this resource's, then those of `more` that are not None; the environment's where neither says anything.
+
+        Raises
+        ------
+        UsageError
+            A value is out of range, or a limit is unknown.
+        """
+        values = {name: getattr(self, name) for name in _ENGINE_SETTINGS}
+        if self.limits:
+            unknown = self.limits.keys() - {item.name for item in fields(Limits)}
+            if unknown:
+                msg = f"there are no limits {sorted(unknown)}; the limits are {', '.join(item.name for item in fields(Limits))}"
+                raise UsageError(msg)
+            values["limits"] = Limits(**self.limits)
+        return Settings.from_environment(**values | {name: value for name, value in more.items() if value is not None})
 
     def start(self) -> LocalEngine:
-        """Open the engine; the caller closes it."""
+        """Open the engine; the caller closes it.
+
+        Raises
+        ------
+        UsageError
+            There is no such engine.
+        """
+        if self.engine != LocalEngine.name:
+            msg = f"there is no engine {self.engine!r}; use {LocalEngine.name}"
+            raise UsageError(msg)
         return LocalEngine(self.settings().worker_count)
 
 
@@ -60,26 +104,38 @@ class SourcesResource(dg.ConfigurableResource):
     """The folders that the sensor watches and that `discover` lists when its run config names none."""
 
     folders: list[str] = Field(default_factory=list, description="Absolute paths. PIXELS_SOURCES sets the default.")
-    batch_files: int = Field(description="A batch is sealed at this many files.")
-    batch_bytes: int = Field(description="A batch is sealed at this many bytes of files.")
-    quiet_seconds: float = Field(description="Files modified less than this long ago wait for the next pass.")
+    exclude: list[str] = Field(default_factory=list, description="Folders never to be entered; the lake is always among them.")
+    batch_files: int = _setting("batch_files")
+    batch_bytes: int = _setting("batch_bytes")
+    quiet_seconds: float = _setting("quiet_seconds")
+    accept_empty: bool = _setting("accept_empty")
+    tick_seconds: float = Field(default=20.0, description="Listing time of one tick of the sensor, seconds; the daemon gives up on a tick after 60.")
 
     def settings(self) -> Settings:
-        """Put together the settings of a discovery."""
-        return Settings.from_environment(
-            sources=tuple(self.folders), batch_files=self.batch_files, batch_bytes=self.batch_bytes, quiet_seconds=self.quiet_seconds
-        )
+        """Return the settings of a discovery."""
+        return Settings.from_environment(sources=tuple(self.folders), **{name: getattr(self, name) for name in _SOURCES_SETTINGS})
+
+
+_ENGINE_SETTINGS = tuple(name for name in EngineResource.model_fields if name in _SETTINGS and name != "limits")
+_SOURCES_SETTINGS = tuple(name for name in SourcesResource.model_fields if name in _SETTINGS)
+
+
+def engine_config(settings: Settings) -> dict[str, Any]:
+    """Write settings as config of the engine resource."""
+    values = {name: getattr(settings, name) for name in _ENGINE_SETTINGS if name != "extract_to"}
+    if settings.extract_to is not None:
+        values["extract_to"] = str(settings.extract_to)
+    return values | {"limits": asdict(settings.limits)}
 
 
 def default_resources(settings: Settings) -> dict[str, dg.ConfigurableResource]:
     """Make the resources as `settings` describe them; the UI and run config may override each field."""
     return {
         "lake": LakeResource(root=str(settings.lake)),
-        "engine": EngineResource(workers=settings.workers, object_seconds=settings.object_seconds, worker_bytes=settings.worker_bytes),
+        "engine": EngineResource(**engine_config(settings)),
         "sources": SourcesResource(
             folders=list(settings.sources),
-            batch_files=settings.batch_files,
-            batch_bytes=settings.batch_bytes,
-            quiet_seconds=settings.quiet_seconds,
+            exclude=[str(settings.extract_to)] if settings.extract_to else [],
+            **{name: getattr(settings, name) for name in _SOURCES_SETTINGS},
         ),
     }

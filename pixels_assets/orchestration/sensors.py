@@ -4,23 +4,25 @@ The cursor is only a place to go on from: what is known is in the lake, so a los
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import dagster as dg
 
 from pixels_assets.errors import PixelsError
-from pixels_assets.lake.changes import Position, manifests
+from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.orchestration.jobs import ingest_batch, look
+from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
-
-TICK_SECONDS = 20.0
-"""Listing time of one tick; the daemon gives up on a tick after 60 s."""
 
 REQUESTS_PER_TICK = 20
 RUNS_PER_BATCH = 3
 _VERSION = 1
 _PARTITION_TAG = "dagster/partition"
+_LAKE_TAG = "pixels/lake"
+_PER_QUERY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,11 @@ class Cursor:
         """Read a cursor; one of another version, or none, means to start from the beginning."""
         try:
             values = json.loads(text or "{}")
-            return cls(Position(**values["position"])) if values.get("v") == _VERSION and values.get("position") else cls()
-        except (ValueError, TypeError, AttributeError):
+            if values.get("v") != _VERSION or not values.get("position"):
+                return cls()
+            source, after, moment = (values["position"][name] for name in ("source", "after", "moment"))
+            return cls(Position(int(source), None if after is None else str(after), int(moment)))
+        except (ValueError, TypeError, AttributeError, KeyError):
             return cls()
 
     def __str__(self) -> str:
@@ -51,58 +56,80 @@ class Cursor:
 def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRequest:
     """Ask for a run of one batch. Its key holds the manifest's digest: a batch of another lake with the same name is another run."""
     key = f"{batch}:{manifests(lake.path).digest(batch)}" + (f":{attempt}" if attempt > 1 else "")
-    return dg.RunRequest(run_key=key, partition_key=batch, tags={"pixels/lake": str(lake.path)})
+    return dg.RunRequest(run_key=key, partition_key=batch, tags={_LAKE_TAG: str(lake.path)})
 
 
-def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
-    """Both sensors.
+def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
+    """Make both sensors.
 
     Parameters
     ----------
     watching : bool
         Whether they run without being switched on in the UI.
+    seconds : int
+        Time between two looks at the sources.
     """
     status = dg.DefaultSensorStatus.RUNNING if watching else dg.DefaultSensorStatus.STOPPED
 
     @dg.sensor(
         name="arrivals",
         job=ingest_batch,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=seconds,
         default_status=status,
-        description="New, changed and removed files of the sources.",
+        description="What is new, changed, moved or removed in the watched folders becomes batches; every batch that has had no run gets one.",
     )
     def arrivals(context: dg.SensorEvaluationContext, lake: LakeResource, sources: SourcesResource) -> dg.SensorResult | dg.SkipReason:
         if not sources.folders:
             return dg.SkipReason("no source folder is set: set PIXELS_SOURCES, or `folders` of the resource `sources`")
         try:
-            found = look(context.instance, lake, sources, sources.folders, position=Cursor.parse(context.cursor).position, seconds=TICK_SECONDS)
+            found = look(
+                context.instance, lake, sources, sources.folders, position=Cursor.parse(context.cursor).position, seconds=sources.tick_seconds
+            )
         except PixelsError as error:
             return dg.SkipReason(str(error))
-        fresh = [batch for batch in pending_batches(lake.path) if not _runs(context.instance, batch, limit=1)]
-        requests = [run_request(lake, batch) for batch in fresh[:REQUESTS_PER_TICK]]
-        skipped = None if requests else f"nothing new among {found.listed + found.unchanged} files; {found.waiting} wait"
+        runs = _runs(context.instance, lake, pending_batches(lake.path))
+        fresh = list(islice((batch for batch, known in runs if not known), REQUESTS_PER_TICK))
+        register(context.instance, fresh)  # one that was sealed by a process that was killed then is not yet a partition
+        requests = [run_request(lake, batch) for batch in fresh]
+        skipped = None if requests else _nothing_to_run(found)
         return dg.SensorResult(run_requests=requests, skip_reason=skipped, cursor=str(Cursor(found.position)))
 
     @dg.sensor(
         name="failed_batches",
         job=ingest_batch,
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=2 * seconds,
         default_status=status,
-        description="Batches whose run failed, up to three times.",
+        description=f"A batch whose last run failed is run again, {RUNS_PER_BATCH} times in all.",
     )
     def failed_batches(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
             return dg.SkipReason("there is no lake yet")
-        requests = []
-        for batch in pending_batches(lake.path):
-            runs = _runs(context.instance, batch, limit=RUNS_PER_BATCH)
-            if runs and len(runs) < RUNS_PER_BATCH and runs[0].status == dg.DagsterRunStatus.FAILURE:
-                requests.append(run_request(lake, batch, attempt=len(runs) + 1))
-        return dg.SensorResult(run_requests=requests[:REQUESTS_PER_TICK]) if requests else dg.SkipReason("no batch failed")
+        runs = _runs(context.instance, lake, pending_batches(lake.path))
+        failed = ((batch, len(known)) for batch, known in runs if _is_due(known))
+        requests = [run_request(lake, batch, attempt=count + 1) for batch, count in islice(failed, REQUESTS_PER_TICK)]
+        register(context.instance, [str(request.partition_key) for request in requests])
+        return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("no batch failed")
 
     return [arrivals, failed_batches]
 
 
-def _runs(instance: dg.DagsterInstance, batch: str, *, limit: int) -> list[dg.DagsterRun]:
-    """Find the runs of one batch, the newest first."""
-    return list(instance.get_runs(dg.RunsFilter(tags={_PARTITION_TAG: batch}), limit=limit))
+def _nothing_to_run(found: Discovery) -> str:
+    waiting = f", {found.waiting} being written wait for a later look" if found.waiting else ""
+    more = ", and the rest follows at the next tick" if found.position else ""
+    return f"{found.listed} files listed, none new or changed{waiting}{more}"
+
+
+def _is_due(runs: list[dg.DagsterRun]) -> bool:
+    """Whether a batch that has not run to the end gets another chance, by its runs, the newest first."""
+    return 0 < len(runs) < RUNS_PER_BATCH and runs[0].status == dg.DagsterRunStatus.FAILURE and all(run.is_finished for run in runs)
+
+
+def _runs(instance: dg.DagsterInstance, lake: LakeResource, batches: Sequence[str]) -> Iterator[tuple[str, list[dg.DagsterRun]]]:
+    """Pair each batch with its runs, the newest first. Runs of batches that happen to have the same keys in another lake do not count."""
+    for start in range(0, len(batches), _PER_QUERY):
+        some = batches[start : start + _PER_QUERY]
+        known: dict[str, list[dg.DagsterRun]] = {batch: [] for batch in some}
+        for run in instance.get_runs(dg.RunsFilter(tags={_PARTITION_TAG: list(some)})):
+            if run.tags.get(_LAKE_TAG, str(lake.path)) == str(lake.path):
+                known[run.tags[_PARTITION_TAG]].append(run)
+        yield from known.items()

@@ -1,3 +1,5 @@
+"""The walk through archives: formats, names, damage, guards."""
+
 import bz2
 import gzip
 import io

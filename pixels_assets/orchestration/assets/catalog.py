@@ -24,7 +24,7 @@ _QUARANTINE_LINEAGE = column_lineage(QUARANTINE, {"*": [DICOM_METADATA]})
     description=OBJECT_CATALOG.meaning,
     group_name="catalog",
     kinds={"python", "deltalake"},
-    metadata=definition(OBJECT_CATALOG) | {"dagster/column_lineage": _CATALOG_LINEAGE},
+    metadata=definition(OBJECT_CATALOG) | _CATALOG_LINEAGE,
     partitions_def=BATCH,
     code_version="1",
 )
@@ -34,15 +34,20 @@ def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
         result = commit_catalog(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
-        return dg.MaterializeResult(metadata=materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files)))
+        figures = materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files))
+        return dg.MaterializeResult(metadata=figures)
+
+
+def _was_read(context: dg.AssetExecutionContext) -> bool:
+    """Whether this run reads the objects, too: only then it counts as an attempt."""
+    selected = context.run.asset_selection
+    return not selected or asset_key(DICOM_METADATA) in selected
 
 
 class QuarantineConfig(dg.Config):
     """Whose attempts to count."""
 
-    retry: list[str] = Field(
-        default_factory=list, description="As for `index_objects`: only files in quarantine under these statuses were read again."
-    )
+    retry: list[str] = Field(default=[], description="As for `index_objects`: only files in quarantine under these statuses were read again.")
 
 
 @dg.asset(
@@ -51,7 +56,7 @@ class QuarantineConfig(dg.Config):
     description=QUARANTINE.meaning,
     group_name="catalog",
     kinds={"python", "deltalake"},
-    metadata=definition(QUARANTINE) | {"dagster/column_lineage": _QUARANTINE_LINEAGE},
+    metadata=definition(QUARANTINE) | _QUARANTINE_LINEAGE,
     partitions_def=BATCH,
     code_version="1",
 )
@@ -61,6 +66,9 @@ def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
         retried = quarantined_files(root, batch, config.retry) if config.retry else None
+        if not _was_read(context):
+            retried = frozenset()
         attempt = f"{context.run.run_id}-{context.retry_number}"
         result = commit_quarantine(root, batch, files, attempt=attempt, run_id=context.run.run_id, retried=retried)
-        return dg.MaterializeResult(metadata=materialization(root, QUARANTINE, result, time.monotonic() - started, len(files)))
+        figures = materialization(root, QUARANTINE, result, time.monotonic() - started, len(files))
+        return dg.MaterializeResult(metadata=figures)

@@ -14,12 +14,11 @@ from pydantic import Field
 from pixels_assets.dicom.thumbnails import contact_sheet
 from pixels_assets.engines.indexing import IndexSpec, Tally
 from pixels_assets.engines.run import index_batch
-from pixels_assets.intake.objects import Status
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import quarantined_files, scan
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.failures import failing_clearly
-from pixels_assets.orchestration.metadata import Metadata, asset_key, counts, definition, materialization, picture
+from pixels_assets.orchestration.metadata import PICTURE_BYTES, Metadata, asset_key, counts, definition, materialization, picture
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 from pixels_assets.settings import Settings
@@ -44,22 +43,23 @@ def _spec(table: Table, group: str, kinds: set[str], deps: list[Table], code_ver
 
 
 class IndexConfig(dg.Config):
-    """What to make of a batch's objects; the defaults come from the environment."""
+    """What to make of a batch's objects; the defaults are those of the resource `engine`."""
 
-    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: PIXELS_THUMBNAIL_SIZE, else 256.")
+    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: that of the resource `engine`.")
     extract_to: str | None = Field(
-        default=None, description="Folder to extract archive members to. Default: PIXELS_EXTRACT_TO, else read in place only."
+        default=None,
+        description="Folder to extract archive members to. Default: that of the resource `engine`; without one they are read in place only.",
     )
-    preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: PIXELS_PREVIEW, else true.")
-    retry: list[str] = Field(default_factory=list, description="Read again only the files with an object in quarantine under one of these statuses.")
+    preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: that of the resource `engine`.")
+    retry: list[str] = Field(default=[], description="Read again only the files with an object in quarantine under one of these statuses.")
 
 
 @dg.multi_asset(
     name="index_objects",
     specs=[
         _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
-        _spec(DICOM_METADATA, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
-        _spec(THUMBNAILS, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
     ],
     can_subset=True,
     partitions_def=BATCH,
@@ -72,7 +72,7 @@ def index_objects(
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
         files = manifests(root).load(batch)
-        only = quarantined_files(root, batch, [Status(status) for status in config.retry]) if config.retry else None
+        only = quarantined_files(root, batch, config.retry) if config.retry else None
         outputs = frozenset(key.path[-1] for key in context.selected_asset_keys)
         spec = IndexSpec(root, batch, f"{context.run.run_id}-{context.retry_number}", outputs, settings)
         with engine.start() as running:
@@ -109,7 +109,7 @@ def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> Me
     if table is THUMBNAILS:
         said: Metadata = {"thumbnails": counts("outcome", tally.thumbnails)}
         sheet = _contact_sheet(spec) if settings.preview else b""
-        return said | ({"preview": picture(sheet)} if sheet else {})
+        return said | ({"contact_sheet": picture(sheet)} if sheet else {})
     return {}
 
 
@@ -119,5 +119,7 @@ def _contact_sheet(spec: IndexSpec) -> bytes:
     paths = images.select("path").collect()["path"].sort()
     if paths.is_empty():
         return b""
-    chosen = paths.gather_every(max(1, -(-len(paths) // _SHEET_IMAGES)))
-    return contact_sheet(images.filter(pl.col("path").is_in(chosen.implode())).sort("path").select("thumbnail").collect()["thumbnail"].to_list())
+    shown = min(len(paths), _SHEET_IMAGES)
+    chosen = paths.gather([number * len(paths) // shown for number in range(shown)])
+    pictures = images.filter(pl.col("path").is_in(chosen.implode())).sort("path").select("thumbnail").collect()["thumbnail"].to_list()
+    return contact_sheet(pictures, max_bytes=PICTURE_BYTES)

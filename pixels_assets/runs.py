@@ -1,4 +1,7 @@
-"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's."""
+"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's.
+
+Stands on the definitions; must not print or parse arguments.
+"""
 
 import logging
 import os
@@ -18,13 +21,12 @@ from pixels_assets.lake.schema import OBJECT_CATALOG
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
-from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources
+from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-_LONGEST_WAIT = 10.0
 _FAILURES_IN_A_ROW = 3
 
 
@@ -87,19 +89,10 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
         assert isinstance(watched, SourcesResource)
-        found = look(instance, lake, watched, folders, overwrite=overwrite)
+        found = look(instance, lake, watched, folders, overwrite=overwrite, patient=True)
         ran = Ingested(found)
         _say_found(found, say)
         _run_pending(settings, instance, ran, say)
-        waited = _wait(found, settings, say)
-        if waited:
-            again = look(instance, lake, watched, folders)
-            found.batches += again.batches
-            found.waiting = again.waiting
-            for change, count in again.changes.items():
-                found.changes[change] += count
-            _say_found(again, say)
-            _run_pending(settings, instance, ran, say)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -114,35 +107,46 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
         Only objects with one of these; all when empty.
     say : callable
         Told how it goes, a line at a time.
+
+    Raises
+    ------
+    UsageError
+        There is no such status, or no lake.
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
     with shared_instance() as instance:
         register(instance, list(batches))
+        job = _job(settings)
         for number, (batch, objects) in enumerate(batches.items(), start=1):
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
-            _run(settings, instance, batch, ran, retried=list(statuses) or [status.value for status in Status])
+            _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
     ran.seconds = time.monotonic() - started
     return ran
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say) -> None:
     pending = [batch for batch in pending_batches(settings.lake) if batch not in ran.failed]
+    if not pending:
+        return
     register(instance, pending)
-    in_a_row = 0
+    job, in_a_row = _job(settings), 0
     for number, batch in enumerate(pending, start=1):
         say(f"batch {batch} ({number} of {len(pending)})")
-        in_a_row = 0 if _run(settings, instance, batch, ran) else in_a_row + 1
+        in_a_row = 0 if _run(settings, instance, job, batch, ran) else in_a_row + 1
         if in_a_row == _FAILURES_IN_A_ROW:
             msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
             raise PixelsError(msg)
 
 
-def _run(settings: Settings, instance: dg.DagsterInstance, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
+def _job(settings: Settings) -> dg.JobDefinition:
+    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def("ingest_batch")
+
+
+def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
     """Run the lineage of one batch in this process; True when it came to the end."""
-    definitions = build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)})
     try:
-        result = definitions.resolve_job_def("ingest_batch").execute_in_process(
+        result = job.execute_in_process(
             partition_key=batch,
             instance=instance,
             run_config=_run_config(settings, retried),
@@ -168,17 +172,10 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
     return {
         "resources": {
             "lake": {"config": {"root": str(settings.lake)}},
-            "engine": {"config": {"workers": settings.workers, "object_seconds": settings.object_seconds, "worker_bytes": settings.worker_bytes}},
+            "engine": {"config": engine_config(settings)},
         },
         "ops": {
-            "index_objects": {
-                "config": {
-                    "thumbnail_size": settings.thumbnail_size,
-                    "preview": settings.preview,
-                    "retry": list(retried),
-                }
-                | ({"extract_to": str(settings.extract_to)} if settings.extract_to else {})
-            },
+            "index_objects": {"config": {"retry": list(retried)}},
             "pixels__quarantine": {"config": {"retry": list(retried)}},
         },
         "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
@@ -213,14 +210,5 @@ def _say_found(found: Discovery, say: Say) -> None:
     others = "".join(f", {count} {kind} skipped" for kind, count in sorted(found.skipped.items()))
     waiting = f", {found.waiting} waiting" if found.waiting else ""
     say(f"{found.listed} files listed: {changes}, {found.unchanged} unchanged{waiting}{others}")
-
-
-def _wait(found: Discovery, settings: Settings, say: Say) -> bool:
-    """Wait until files that were being written while they were listed have been quiet for long enough."""
-    if found.ready_ns is None:
-        return False
-    seconds = min(found.ready_ns / 1e9 - time.time(), settings.quiet_seconds, _LONGEST_WAIT)
-    if seconds > 0:
-        say(f"waiting {seconds:.1f} s: {found.waiting} files are younger than {settings.quiet_seconds:g} s")
-        time.sleep(seconds)
-    return True
+    for source, count in found.refused.items():
+        say(f"source {source!r} was left alone: it is empty, though {count} files of it are known; is its disk mounted? (PIXELS_ACCEPT_EMPTY)")

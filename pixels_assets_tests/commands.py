@@ -72,7 +72,7 @@ def fill(folder):
     (folder / "09 cut.dcm").write_bytes(files[0][:300])
     with zipfile.ZipFile(folder / "10.zip", "w") as archive:
         for number, data in enumerate(files[:4]):
-            archive.writestr(f"Doe^John/{number}", data)
+            archive.writestr(zipfile.ZipInfo(f"Doe^John/{number}"), data)  # of 1980: the same bytes in every pile
     (folder / "11 empty").touch()
     for path in folder.iterdir():
         os.utime(path, (OLD, OLD))

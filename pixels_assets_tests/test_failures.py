@@ -9,7 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 import time
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -19,7 +22,7 @@ from pixels_assets.cli import main
 from pixels_assets.lake.schema import TABLES
 from pixels_assets.orchestration.instance import shared_instance
 from pixels_assets_tests.commands import ROOT, assert_gone, environment, fill, ingest, pixels, start, workers_of
-from pixels_assets_tests.tablehash import table_hash, table_hashes, table_versions
+from pixels_assets_tests.tablehash import rows_hash, table_hash, table_hashes, table_versions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -197,36 +200,56 @@ def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the
     catalog = pl.read_delta(str(tmp_path / "lake" / "object_catalog"))
     expected = pl.read_delta(str(undisturbed / "lake" / "object_catalog"))
     columns = ["relative_path", "status", "error_code", "content_hash", "meta", "thumbnail"]
-    assert catalog.select(columns).sort("relative_path").equals(expected.select(columns).sort("relative_path"))
+    assert rows_hash(catalog.select(columns)) == rows_hash(expected.select(columns))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------- disk
 
 
-def test_a_lake_that_may_not_be_written_is_a_message_and_exit_code_1(folder, tmp_path):
+@pytest.fixture
+def public():
+    """A folder that other users can enter."""
+    folder = Path(tempfile.mkdtemp(prefix="pixels-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("closed", "says"),
+    [
+        ("lake", "cannot create the lake at LAKE: Permission denied; make the folder writable for this user or choose another with --lake"),
+        ("home", "Dagster's storage below HOME cannot be used: Permission denied; free space or grant write access there"),
+    ],
+)
+def test_a_folder_that_may_not_be_written_is_a_message_and_exit_code_1(folder, public, closed, says):
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
-    for name in ("home", "lake"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "home").chmod(0o777)
-    (tmp_path / "lake").chmod(0o755)
-    for path in [tmp_path, *tmp_path.parents]:
-        if not path.stat().st_mode & 0o001:
-            pytest.skip("others may not enter the folder for temporary files")
-    readable = tmp_path / "in"
-    shutil.copytree(folder, readable)
-    code = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); from pixels_assets.cli import main; sys.exit(main(sys.argv[1:]))"
+    names = "home", "in", "lake", "warm"
+    home, source, lake, warm = (public / name for name in names)
+    for path in (home, source, lake, warm):
+        path.mkdir()
+        path.chmod(0o755 if path.name == closed else 0o777)
+    # What is imported, and when an instance opens, comes first: somebody else may not be able to read this interpreter's folders.
+    program = f"""
+        import os, sys
+        from pixels_assets import cli, runs
+        with runs.shared_instance():
+            pass
+        os.environ["DAGSTER_HOME"] = {str(home)!r}
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        sys.exit(cli.main(["ingest", {str(source)!r}, "--lake", {str(lake / "deep")!r}]))
+    """
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", code, "ingest", str(readable), "--lake", str(tmp_path / "lake" / "deep")]
-    variables = environment(tmp_path / "home", PYTHONPATH=paths, HOME=str(tmp_path / "home"))
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=300)
-    if "PermissionError" in done.stderr and "site-packages" in done.stderr:
-        pytest.skip("others may not read this Python")
+    variables = environment(warm, PYTHONPATH=paths, HOME=str(warm))
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=public, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    expected = says.replace("LAKE", str(lake / "deep")).replace("HOME", str(home))
+    assert done.stderr.splitlines() == [f"pixels: {expected}, then run again"]
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"pixels: cannot create the lake at {tmp_path / 'lake' / 'deep'}: Permission denied; "
-        "make the folder writable for this user or choose another with --lake, then run again"
-    )
+    assert not list(lake.iterdir())
 
 
 @pytest.fixture

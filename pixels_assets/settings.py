@@ -64,7 +64,7 @@ class Settings:
     thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")
     object_seconds: float = _setting(60.0, "Time that one object may take before its worker is stopped.", at_least=0.1)
-    worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold.", at_least=64 * MIB)
+    worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold; 105 MiB of it are the program.", at_least=128 * MIB)
     failure_share: float = _setting(0.1, "A batch in which more than this share of objects ends in one failing status gets a warning.", at_least=0)
     log_level: str = _setting("INFO", "Level of the package's loggers: DEBUG, INFO, WARNING or ERROR.")
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})

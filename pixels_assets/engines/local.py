@@ -103,7 +103,7 @@ class _Worker:
                 self._file = opened.enter_context(tempfile.TemporaryFile())
                 self._file.write(MONITOR.pack(0, 0.0, RESTING, 0))
                 self._file.flush()
-                self._monitor = opened.enter_context(mmap.mmap(self._file.fileno(), MONITOR.size))
+                self._monitor = mmap.mmap(self._file.fileno(), MONITOR.size)  # closes with this object: another thread may be looking at it
                 ours, theirs = socket.socketpair()
                 opened.callback(theirs.close)
                 self.connection = opened.enter_context(Connection(ours.detach()))

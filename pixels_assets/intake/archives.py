@@ -77,7 +77,7 @@ def walk(
     """
     heart = _Heart(on_enter)
     heart.enter(file.path)
-    failure = file.failure or refused.get(file.path)
+    failure = refused.get(file.path) or file.failure
     if failure:
         yield _loose_object(file, failure)
         return

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
 from pixels_assets.errors import PixelsError
@@ -27,8 +28,30 @@ from pixels_assets.intake.objects import Failure, row_id
 
 logger = logging.getLogger(__name__)
 
-MONITOR = struct.Struct("<Qqd")
-"""Objects touched so far; row id of the object in hand, -1 between objects; when it was touched (monotonic seconds)."""
+
+class State(NamedTuple):
+    """What a worker does, as it says itself in the shared block of memory.
+
+    Parameters
+    ----------
+    indexed : int
+        Rows made so far.
+    since : float
+        When the object in hand last made progress, monotonic seconds.
+    row : int
+        Row id of the object in hand, RESTING when there is none.
+    file : int
+        Which file of the shard it belongs to.
+    """
+
+    indexed: int
+    since: float
+    row: int
+    file: int
+
+
+MONITOR = struct.Struct("<Qdqq")
+"""Layout of a `State`."""
 
 RESTING = -1
 """In the place of a row id: no object is in hand."""
@@ -44,7 +67,7 @@ class Order:
     spec: IndexSpec
     refused: dict[int, Failure]
     files_done: int
-    objects_done: int
+    after: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,69 +112,80 @@ class _Reporter:
     """Tells the parent what is in hand (shared memory, costs a microsecond) and what is finished (the connection)."""
 
     def __init__(self, connection: Connection, monitor: mmap.mmap) -> None:
-        self._connection, self._monitor, self._count, self.in_hand = connection, monitor, 0, RESTING
+        self._connection, self._monitor = connection, monitor
+        self._indexed = self._file = 0
+        self.row = RESTING
+
+    def opening(self, number: int) -> None:
+        self._file = number
 
     def entering(self, path: str) -> None:
-        row = row_id(path)
-        self._count += row != self.in_hand
-        self.in_hand = row
-        MONITOR.pack_into(self._monitor, 0, self._count, row, time.monotonic())
+        self._say(row_id(path))
+
+    def indexed(self) -> None:
+        self._indexed += 1
 
     def resting(self) -> None:
-        self.in_hand = RESTING
-        MONITOR.pack_into(self._monitor, 0, self._count, RESTING, time.monotonic())
+        self._say(RESTING)
 
     def finished(self, segment: Segment) -> None:
         self._connection.send(segment)
 
+    def _say(self, row: int) -> None:
+        self.row = row
+        MONITOR.pack_into(self._monitor, 0, self._indexed, time.monotonic(), row, self._file)
 
-def main(connection_fd: int, monitor_fd: int) -> None:
+
+def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     """Serve orders until the connection closes.
 
     Parameters
     ----------
+    parent : int
+        Process id of the parent.
     connection_fd, monitor_fd : int
         Inherited file descriptors: one end of a socket pair, and the file behind the shared block of memory.
     """
-    _die_with_parent()
+    _die_with(parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
     monitor = mmap.mmap(monitor_fd, MONITOR.size)
     reporter = _Reporter(connection := Connection(connection_fd), monitor)
-    reporter.resting()
     limited = False
     while True:
         try:
             order: Order = connection.recv()
-        except EOFError:
-            return
-        if not limited:
-            logging.basicConfig(level=order.spec.settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-            logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values of attributes
-            _limit_memory(order.spec.settings.worker_bytes)
-            limited = True
-        connection.send(_carry_out(order, reporter))
+            if not limited:
+                logging.basicConfig(level=order.spec.settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+                logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values of attributes
+                _limit_memory(order.spec.settings.worker_bytes)
+                limited = True
+            connection.send(_carry_out(order, reporter))
+        except (EOFError, ConnectionError):
+            return  # the parent is gone or has no use for this process
 
 
 def _carry_out(order: Order, reporter: _Reporter) -> Answer:
     refused = _Refused(order.refused) if order.refused else {}
     try:
-        index_shard(order.shard, order.spec, reporter, refused=refused, files_done=order.files_done, objects_done=order.objects_done)
+        index_shard(order.shard, order.spec, reporter, refused=refused, files_done=order.files_done, after=order.after)
     except PixelsError as error:
         return Answer(error=error)
+    except ConnectionError:
+        raise
     except Exception as error:  # hostile input can raise anything in a library; the parent makes a row of it and logs the place
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-        return Answer(raised=place, row=reporter.in_hand, out_of_memory=isinstance(error, MemoryError))
+        return Answer(raised=place, row=reporter.row, out_of_memory=isinstance(error, MemoryError))
     finally:
         reporter.resting()
     return Answer()
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 def _limit_memory(limit: int) -> None:

@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import random
+import re
 import secrets
 import time
 from bisect import bisect_left
@@ -24,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +34,7 @@ from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from pixels_assets.errors import CommitConflictError, LakeError
+from pixels_assets.errors import CommitConflictError, LakeError, UsageError
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_folder, validate_batch
 from pixels_assets.lake.schema import PARTITION, TABLES, Table
 
@@ -52,6 +54,17 @@ _CONFIGURATION = {
     "delta.logRetentionDuration": "interval 30 days",
     "delta.deletedFileRetentionDuration": "interval 7 days",
 }
+
+
+_MISREAD = re.compile(r"[][|^\\%=#?\x00-\x1f\x7f]")
+"""delta-rs fails on these in a path or decodes them; polars takes a folder with an equals sign for a partition."""
+
+
+class _LocalTable(DeltaTable):
+    """A table in a folder of any name: readers that ask it for its files get paths, not the URLs that polars would look for as they stand."""
+
+    def file_uris(self, *args: Any, **kwargs: Any) -> list[str]:
+        return [unquote(uri) for uri in super().file_uris(*args, **kwargs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +133,15 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
 
     Raises
     ------
+    UsageError
+        The path of the folder holds a character that Delta's readers do not take.
     LakeError
         The folder cannot be written, or holds a table that does not fit.
     """
+    misread = _MISREAD.search(str(lake))
+    if misread:
+        msg = f"the lake cannot be in {str(lake)!r}: readers of Delta tables take {misread[0]!r} for something else; choose another folder"
+        raise UsageError(msg)
     with lake_errors("create the lake", lake):
         lake.mkdir(parents=True, exist_ok=True)
     for table in tables:
@@ -154,7 +173,7 @@ def open_table(lake: Path, table: str) -> DeltaTable:
         There is none, or it cannot be read.
     """
     with _delta_errors(f"open the table {table}", lake / table):
-        return DeltaTable(lake / table)
+        return _LocalTable(lake / table)
 
 
 def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:

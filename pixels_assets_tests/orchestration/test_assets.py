@@ -233,9 +233,7 @@ def test_a_source_that_is_gone_fails_the_run_clearly_and_commits_nothing(place, 
     shutil.rmtree(place.source)
     result = place.run(batch)
     assert not result.success
-    assert reasons(result) == [
-        f"the source folder {place.source} is not there any more; bring it back and run again, the batch is then read again"
-    ]
+    assert reasons(result) == [f"the source folder {place.source} is not there any more; bring it back and run again, the batch is then read again"]
     assert place.rows("dicom_metadata").is_empty()
     place.write("CT_small.dcm")
     assert place.run(batch).success

@@ -108,7 +108,10 @@ def figures():
 
 
 def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, dict[str, object]]]:
-    return {found.check_name: (found.passed, {name: value.value for name, value in found.metadata.items()}) for found in result.get_asset_check_evaluations()}
+    return {
+        found.check_name: (found.passed, {name: value.value for name, value in found.metadata.items()})
+        for found in result.get_asset_check_evaluations()
+    }
 
 
 @pytest.fixture

@@ -220,4 +220,6 @@ def _limit_memory(limit: int) -> None:
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         data, resident = (int(status[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
-        resource.setrlimit(resource.RLIMIT_DATA, (data + max(0, limit - resident),) * 2)
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = data + max(0, limit - resident)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))

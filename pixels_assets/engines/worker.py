@@ -14,7 +14,6 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
-from pixels_assets.errors import PixelsError
+from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.objects import Failure, row_id
 
 logger = logging.getLogger(__name__)
@@ -175,8 +174,7 @@ def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
         try:
             order: Order = connection.recv()
             if not limited:
-                logging.basicConfig(level=order.spec.settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-                logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values of attributes
+                _log(order.spec.settings.log_level)
                 _limit_memory(order.spec.settings.worker_bytes)
                 limited = True
             connection.send(_carry_out(order, reporter))
@@ -193,12 +191,18 @@ def _carry_out(order: Order, reporter: _Reporter) -> Answer:
     except ConnectionError:
         raise
     except Exception as error:  # hostile input can raise anything in a library; the parent makes a row of it and logs the place
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-        return Answer(raised=place, row=reporter.row, out_of_memory=isinstance(error, MemoryError))
+        return Answer(raised=place_of(error), row=reporter.row, out_of_memory=isinstance(error, MemoryError))
     finally:
         reporter.resting()
     return Answer()
+
+
+def _log(level: str) -> None:
+    """Write to standard error what our own modules have to say; libraries tell names and values of attributes when they are asked for details."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("pixels_assets").setLevel(level.upper())
+    for library in ("pydicom", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _die_with(parent: int) -> None:

@@ -1,6 +1,7 @@
 # Everything starts here, on a fresh checkout with Python 3.11 to 3.13 and make. What is installed lies in .venv/, what is stored in var/.
 
 export DAGSTER_HOME := $(CURDIR)
+export DAGSTER_DISABLE_TELEMETRY := 1
 PORT ?= 3000
 VENV := .venv
 PY := $(VENV)/bin/python

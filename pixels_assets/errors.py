@@ -4,6 +4,9 @@ A bad input file is never an exception: it is a row with a `Failure` (see `pixel
 Every message names the thing, its value and the next step, and holds no patient data.
 """
 
+import traceback
+from pathlib import Path
+
 
 class PixelsError(Exception):
     """Base of all errors that this package raises on purpose.
@@ -49,3 +52,9 @@ class BatchError(PixelsError):
 
 class WorkerError(PixelsError):
     """Worker processes cannot be started or die without an object in hand. Remedy: check memory and the installation."""
+
+
+def place_of(error: BaseException) -> str:
+    """Type of an exception and where it was raised; not its message, which may hold names or values of attributes."""
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"

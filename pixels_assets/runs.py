@@ -142,8 +142,12 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
         with table_lock(settings.lake, f"run-{batch}", on_wait=lambda: say("another process runs the next batch; waiting for it")):
             if is_committed(settings.lake, QUARANTINE, batch):
                 continue
-            say(f"batch {batch} ({number} of {len(pending)})")
-            in_a_row = 0 if _run(settings, instance, job, batch, ran) else in_a_row + 1
+            started, before = time.monotonic(), ran.objects
+            if _run(settings, instance, job, batch, ran):
+                in_a_row = 0
+                say(f"batch {batch} ({number} of {len(pending)}): {ran.objects - before} objects in {time.monotonic() - started:.1f} s")
+            else:
+                in_a_row += 1
         if in_a_row == _FAILURES_IN_A_ROW:
             msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
             raise PixelsError(msg)

@@ -17,6 +17,7 @@ from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
+from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
@@ -184,13 +185,14 @@ def index_shard(
             supervisor.opening(number)
             done_to = after if number == files_done else None
             for found in walk(file, spec.settings.limits, on_enter=supervisor.entering, refused=refused or {}):
-                local = _extract(found, extractor, supervisor)  # what is skipped below, too: which name a member gets depends on those before it
                 if done_to is not None:
                     is_done = not _is_beyond(found, done_to)
                     done_to = None if found.path == done_to or not is_done else done_to
                     if is_done:
+                        _extract(found, extractor, supervisor)  # once more: which name a member gets depends on those before it
                         continue
-                stretch.add(found, local)
+                metadata, image = _index_or_blame(found, spec)
+                stretch.add(found, metadata, image, _extract(found, extractor, supervisor))
                 supervisor.indexed()
                 if stretch.full:
                     supervisor.resting()
@@ -236,15 +238,13 @@ class _Stretch:
     def _start(self) -> None:
         self.tally, self.weight = Tally(), 0
         self.writers = {}
+        self._ready = time.perf_counter()  # since then the present object is being read
 
     @property
     def full(self) -> bool:
         return self.tally.objects >= _SEGMENT_ROWS or self.weight >= _SEGMENT_BYTES
 
-    def add(self, found: FoundObject, extracted: Path | None) -> None:
-        started = time.perf_counter()
-        spec = self.spec
-        metadata, image = _index(found, spec)
+    def add(self, found: FoundObject, metadata: dict[str, object], image: Thumbnail | NoThumbnail, extracted: Path | None) -> None:
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
         if extracted is not None:
@@ -257,11 +257,12 @@ class _Stretch:
         tally.statuses[str(metadata["status"])] += 1
         if metadata["error_code"]:
             tally.codes[str(metadata["error_code"])] += 1
-        if THUMBNAILS.name in spec.outputs:
+        if THUMBNAILS.name in self.spec.outputs:
             tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
         self.weight += sum(len(value) for value in metadata.values() if isinstance(value, str | bytes))
         self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
         if logger.isEnabledFor(logging.DEBUG):
+            before, self._ready = self._ready, time.perf_counter()
             logger.debug(
                 "object %d: %s%s, %s, %s bytes, thumbnail %s, %.1f ms",
                 row_id(found.path),
@@ -270,7 +271,7 @@ class _Stretch:
                 found.file_type or "unread",
                 found.length,
                 "made" if isinstance(image, Thumbnail) else image.code,
-                1e3 * (time.perf_counter() - started),
+                1e3 * (self._ready - before),
             )
 
     def _write(self, table: Table, row: Mapping[str, object]) -> None:
@@ -301,6 +302,18 @@ def _extract(found: FoundObject, extractor: Extractor | None, supervisor: Superv
     path = extractor.extract(found)
     supervisor.entering(found.path)
     return path
+
+
+def _index_or_blame(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:
+    """Make an object's row whatever its bytes make our code or a library raise."""
+    try:
+        return _index(found, spec)
+    except (PixelsError, MemoryError):  # the latter is tried again in a process that holds nothing yet
+        raise
+    except Exception as error:  # the boundary to hostile bytes: all that readers and codecs expect became a failure before
+        logger.warning("object %d raised %s", row_id(found.path), place_of(error))
+        found.failure = Failure(Status.CRASHED, "exception", f"reading it raised {place_of(error)}")
+        return _index(found, spec)
 
 
 def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:

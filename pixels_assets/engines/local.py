@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, Tally, discard_attempt
-from pixels_assets.engines.worker import MONITOR, RESTING, Answer, Order, State
+from pixels_assets.engines.worker import MONITOR_BYTES, RESTING, Answer, Monitor, Order, State
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
 from pixels_assets.lake.parts import Part
@@ -101,9 +101,9 @@ class _Worker:
         with ExitStack() as opened:
             try:
                 self._file = opened.enter_context(tempfile.TemporaryFile())
-                self._file.write(MONITOR.pack(0, 0.0, RESTING, 0))
-                self._file.flush()
-                self._monitor = mmap.mmap(self._file.fileno(), MONITOR.size)  # closes with this object: another thread may be looking at it
+                self._file.truncate(MONITOR_BYTES)
+                self._monitor = Monitor(self._file.fileno())  # not closed: another thread may be looking at it
+                self._monitor.write(State(0, 0, RESTING, 0))
                 ours, theirs = socket.socketpair()
                 opened.callback(theirs.close)
                 self.connection = opened.enter_context(Connection(ours.detach()))
@@ -125,7 +125,7 @@ class _Worker:
 
     @property
     def state(self) -> State:
-        return State(*MONITOR.unpack_from(self._monitor))
+        return self._monitor.read()
 
     def give(self, task: _Task, spec: IndexSpec) -> None:
         self.task = task
@@ -144,7 +144,7 @@ class _Worker:
         if self.task is None or self._stopped is not None:
             return
         state = self.state
-        if state.row != RESTING and time.monotonic() - state.since > seconds:
+        if state.row != RESTING and time.monotonic_ns() - state.since > seconds * 1e9:
             message = f"reading it made no progress for {seconds:g} s (PIXELS_OBJECT_SECONDS)"
             end = _End(state, Failure(Status.TIMEOUT, "time_limit", message), chances=1)
         elif _resident(self.process.pid) > self.worker_bytes:

@@ -12,10 +12,8 @@ import mmap
 import os
 import resource
 import signal
-import struct
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
-from pixels_assets.errors import PixelsError
+from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.objects import Failure, row_id
 
 logger = logging.getLogger(__name__)
@@ -36,8 +34,8 @@ class State(NamedTuple):
     ----------
     indexed : int
         Rows made so far.
-    since : float
-        When the object in hand last made progress, monotonic seconds.
+    since : int
+        When the object in hand last made progress, monotonic nanoseconds.
     row : int
         Row id of the object in hand, RESTING when there is none.
     file : int
@@ -45,16 +43,15 @@ class State(NamedTuple):
     """
 
     indexed: int
-    since: float
+    since: int
     row: int
     file: int
 
 
-MONITOR = struct.Struct("<Qdqq")
-"""Layout of a `State`."""
-
 RESTING = -1
 """In the place of a row id: no object is in hand."""
+
+MONITOR_BYTES = 8 * len(State._fields)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -92,6 +89,29 @@ class Answer:
     out_of_memory: bool = False
 
 
+class Monitor:
+    """The shared block of memory: one process writes it, another may read it at any moment, also after the first was killed.
+
+    Parameters
+    ----------
+    descriptor : int
+        A file of `MONITOR_BYTES`.
+    """
+
+    # Numbers of eight bytes, each written at once. `struct.pack_into` would clear the block first, and whoever looks then sees an object with
+    # the row id 0 in hand since the machine was started.
+    def __init__(self, descriptor: int) -> None:
+        self._fields = memoryview(mmap.mmap(descriptor, MONITOR_BYTES)).cast("q")  # unmapped with this object
+
+    def write(self, state: State) -> None:
+        """Say something else; who reads meanwhile may find some fields old, but the object in hand never with an older time than its own."""
+        self._fields[0], self._fields[1], self._fields[3], self._fields[2] = state.indexed, state.since, state.file, state.row
+
+    def read(self) -> State:
+        """Read what was last said."""
+        return State(*self._fields.tolist())
+
+
 class _Refused(Mapping[str, Failure]):
     """Looks addresses up by their row ids, which is all that the monitor has room for."""
 
@@ -111,7 +131,7 @@ class _Refused(Mapping[str, Failure]):
 class _Reporter:
     """Tells the parent what is in hand (shared memory, costs a microsecond) and what is finished (the connection)."""
 
-    def __init__(self, connection: Connection, monitor: mmap.mmap) -> None:
+    def __init__(self, connection: Connection, monitor: Monitor) -> None:
         self._connection, self._monitor = connection, monitor
         self._indexed = self._file = 0
         self.row = RESTING
@@ -133,7 +153,7 @@ class _Reporter:
 
     def _say(self, row: int) -> None:
         self.row = row
-        MONITOR.pack_into(self._monitor, 0, self._indexed, time.monotonic(), row, self._file)
+        self._monitor.write(State(self._indexed, time.monotonic_ns(), row, self._file))
 
 
 def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
@@ -148,15 +168,13 @@ def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     """
     _die_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
-    monitor = mmap.mmap(monitor_fd, MONITOR.size)
-    reporter = _Reporter(connection := Connection(connection_fd), monitor)
+    reporter = _Reporter(connection := Connection(connection_fd), Monitor(monitor_fd))
     limited = False
     while True:
         try:
             order: Order = connection.recv()
             if not limited:
-                logging.basicConfig(level=order.spec.settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-                logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values of attributes
+                _log(order.spec.settings.log_level)
                 _limit_memory(order.spec.settings.worker_bytes)
                 limited = True
             connection.send(_carry_out(order, reporter))
@@ -173,12 +191,18 @@ def _carry_out(order: Order, reporter: _Reporter) -> Answer:
     except ConnectionError:
         raise
     except Exception as error:  # hostile input can raise anything in a library; the parent makes a row of it and logs the place
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-        return Answer(raised=place, row=reporter.row, out_of_memory=isinstance(error, MemoryError))
+        return Answer(raised=place_of(error), row=reporter.row, out_of_memory=isinstance(error, MemoryError))
     finally:
         reporter.resting()
     return Answer()
+
+
+def _log(level: str) -> None:
+    """Write to standard error what our own modules have to say; libraries tell names and values of attributes when they are asked for details."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("pixels_assets").setLevel(level.upper())
+    for library in ("pydicom", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _die_with(parent: int) -> None:

@@ -18,7 +18,7 @@ from io import BytesIO
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from pixels_assets.errors import PixelsError
+from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.budget import PROGRESS_BYTES, Budget, MemberError, WalkError, too_deep
 from pixels_assets.intake.compact import NameMap
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, FileType, identify
@@ -321,7 +321,7 @@ class _Walk:
         except (WalkError, PixelsError):
             raise
         except Exception as error:  # the boundary to hostile structure: it costs the rest of this archive, never the walk
-            logger.exception("an archive could not be understood")
+            logger.warning("an archive could not be understood: %s", place_of(error))
             code, message = "bad_structure", f"The structure of the archive cannot be understood ({type(error).__name__})."
             archive.failure = Failure(Status.CORRUPT, code, message)
             return None

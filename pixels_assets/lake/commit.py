@@ -363,7 +363,7 @@ def commit(
         files_removed=len(plan),
         seconds=time.monotonic() - started,
     )
-    logger.info("batch %s landed in %s, version %d: %d rows in %.2f s", batch, table.name, version, result.rows, result.seconds)
+    logger.debug("batch %s landed in %s, version %d: %d rows in %.2f s", batch, table.name, version, result.rows, result.seconds)
     return result
 
 

@@ -228,7 +228,7 @@ def test_an_archive_in_an_archive_that_is_refused_late_keeps_the_members_that_we
 
 
 def end_of(row, code="signal_segv", **options):
-    return _End(State(0, 0.0, row, 0), Failure(Status.CRASHED, code, "Ended."), **options)
+    return _End(State(0, 0, row, 0), Failure(Status.CRASHED, code, "Ended."), **options)
 
 
 def test_a_file_of_which_too_many_members_kill_is_refused_as_a_whole(tmp_path):

@@ -92,7 +92,7 @@ class _Progress:
 
     def __call__(self, objects: int) -> None:
         elapsed = time.monotonic() - self._started
-        if elapsed >= self._next:
+        if objects and elapsed >= self._next:
             self._next = elapsed + _PROGRESS_SECONDS
             logger.info("%d objects read, %.0f per second", objects, objects / elapsed)
 

@@ -148,7 +148,7 @@ def test_a_second_run_and_another_number_of_workers_change_nothing(folder, undis
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(folder, undisturbed, tmp_path, number):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
-        wait_until(process, "(2 of 4)")
+        wait_until(process, "(1 of 4)")
         workers = wait_for_workers(process)
         time.sleep(0.5)
         os.killpg(process.pid, number)
@@ -165,7 +165,7 @@ def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(f
 
 def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder, tmp_path):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
-        wait_until(process, "(2 of 4)")
+        wait_until(process, "(1 of 4)")
         workers = wait_for_workers(process)
         process.kill()
         process.stderr.read()
@@ -179,7 +179,7 @@ def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder
 def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the_next_run_goes_on(tmp_path, undisturbed):
     folder = fill(tmp_path / "in")
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
-        wait_until(process, "(2 of 4)")
+        wait_until(process, "(1 of 4)")
         wait_for_workers(process)
         folder.rename(tmp_path / "away")
         messages = process.stderr.read()
@@ -269,7 +269,7 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_when_there_is_space_again(
     home.mkdir()
     lake = small_disk / "lake"
     with start(["ingest", folder, "--lake", lake], home) as process:
-        wait_until(process, "(2 of 4)")
+        wait_until(process, "(1 of 4)")
         status = os.statvfs(small_disk)
         with (small_disk / "ballast").open("wb") as ballast:
             os.posix_fallocate(ballast.fileno(), 0, status.f_bavail * status.f_frsize)

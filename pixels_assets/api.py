@@ -11,7 +11,7 @@ from pixels_assets.lake import query
 from pixels_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from pixels_assets.orchestration.run import Ingested
+    from pixels_assets.runs import Ingested
 
 
 class Catalog:
@@ -35,23 +35,23 @@ class Catalog:
         self.settings = Settings.from_environment(lake=lake, **settings)
 
     def ingest(self, *sources: str | os.PathLike[str], mode: str = "append") -> "Ingested":
-        """Bring in what is new, changed, moved or gone in folders; see `pixels_assets.orchestration.run.ingest`."""
-        from pixels_assets.orchestration.run import ingest
+        """Bring in what is new, changed, moved or gone in folders; see `pixels_assets.runs.ingest`."""
+        from pixels_assets.runs import ingest
 
         return ingest(self.settings, sources, mode=mode)
 
     def retry(self, *statuses: str) -> "Ingested":
         """Give objects in quarantine a new attempt, all or those with one of these statuses."""
-        from pixels_assets.orchestration.run import retry
+        from pixels_assets.runs import retry
 
         return retry(self.settings, statuses)
 
     def load(self) -> pl.LazyFrame:
-        """The object catalog as a lazy frame: one row per object now known."""
+        """Open the object catalog as a lazy frame: one row per object now known."""
         return self.table("object_catalog")
 
     def table(self, name: str) -> pl.LazyFrame:
-        """Any table as a lazy frame.
+        """Open any table as a lazy frame.
 
         Raises
         ------

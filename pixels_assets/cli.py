@@ -52,13 +52,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _parser() -> _Parser:
+    common = _Parser(add_help=False)
     common.add_argument("--lake", metavar="DIR", help="folder of the Delta tables (default: PIXELS_LAKE, else var/lake)")
-    common.add_argument("-v", "--verbose", action="store_true", help="tell what happens to each object, without patient data (PIXELS_LOG_LEVEL=DEBUG)")
+    common.add_argument(
+        "-v", "--verbose", action="store_true", help="tell what happens to each object, without patient data (PIXELS_LOG_LEVEL=DEBUG)"
+    )
     parser = _Parser(prog="pixels", description="DICOM files to SQL-queryable metadata, thumbnails and an object catalog in Delta Lake.")
     parser.add_argument("--version", action="version", version=f"pixels_assets {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     ingest = commands.add_parser("ingest", parents=[common], help="bring in what is new, changed, moved or gone in folders")
     ingest.add_argument("sources", nargs="+", metavar="SRC", help="folder of files, in any state")
@@ -86,7 +88,7 @@ def _ingest(options: argparse.Namespace, settings: Settings) -> int:
 
     for source in options.sources:
         Listing(source)
-    from pixels_assets.orchestration.run import ingest
+    from pixels_assets.runs import ingest
 
     _be_heard(settings)
     ran = ingest(settings, options.sources, mode=options.mode, say=_say)
@@ -106,7 +108,7 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     if not before:
         print("nothing in quarantine to try again")
         return 0
-    from pixels_assets.orchestration.run import retry
+    from pixels_assets.runs import retry
 
     _be_heard(settings)
     ran = retry(settings, options.status, say=_say)
@@ -115,7 +117,7 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     return _ended(ran.failed)
 
 
-def _status(options: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - one signature for all commands
+def _status(options: argparse.Namespace, settings: Settings) -> int:  # one signature for all commands
     _print_status(settings)
     return 0
 
@@ -140,7 +142,8 @@ def _print_status(settings: Settings) -> None:
 
     found = status(settings.lake)
     objects = sum(found.statuses.values())
-    print(f"{objects} objects, {found.bytes:,} bytes: {found.patients} patients, {found.studies} studies, {found.series} series, {found.instances} instances")
+    known = f"{found.patients} patients, {found.studies} studies, {found.series} series, {found.instances} instances"
+    print(f"{objects} objects, {found.bytes:,} bytes: {known}")
     for name, count in sorted(found.statuses.items(), key=lambda item: -item[1]):
         print(f"  {name:<16}{count:>10}")
     if found.quarantine:

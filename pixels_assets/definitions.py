@@ -25,7 +25,8 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
     Parameters
     ----------
     overrides : mapping of str to object, optional
-        By name: a resource to use instead of the default one (`lake`, `engine`, `sources`), or the value of a setting, such as ``{"lake": "/data/lake"}``.
+        By name: a resource to use instead of the default one (`lake`, `engine`, `sources`), or the value of a setting,
+        such as ``{"lake": "/data/lake"}``.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
         assets=ASSETS,
         asset_checks=CHECKS,
         jobs=JOBS,
-        sensors=sensors(watching=bool(settings.sources)),
+        sensors=sensors(watching=bool(settings.sources), seconds=settings.watch_seconds),
         resources=defaults | resources,
         executor=in_process_by_default,
     )

@@ -34,7 +34,9 @@ class Limits:
     ratio_floor_bytes: int = _setting(64 * MIB, "Up to this many expanded bytes no ratio is held against a member or an archive.", at_least=0)
     max_depth: int = _setting(8, "Archives within archives; the outermost is depth 1.", at_least=1)
     max_deflated_bytes: int = _setting(64 * MIB, "Inflated bytes of a DICOM data set in a deflated transfer syntax.", at_least=1)
-    max_memory_bytes: int = _setting(64 * MIB, "Expanded members up to this size stay in memory; larger ones go to an unnamed temporary file.", at_least=1)
+    max_memory_bytes: int = _setting(
+        64 * MIB, "Expanded members up to this size stay in memory; larger ones go to an unnamed temporary file.", at_least=1
+    )
     max_frame_bytes: int = _setting(192 * MIB, "Decoded bytes of the one frame that becomes a thumbnail.", at_least=1)
 
 
@@ -50,18 +52,19 @@ class Settings:
         A value is of the wrong type or out of range.
     """
 
-    lake: Path = _setting(Path("var/lake"), "Folder of the Delta tables.")
+    lake: Path = _setting(Path("var/lake"), "Folder of the Delta tables.")  # noqa: RUF009 - a field, not a shared value
     sources: tuple[str, ...] = _setting((), "Folders that the sensor watches and that `discover` lists by default, joined by the path separator.")
     workers: int = _setting(0, "Worker processes; 0 means one per core.", at_least=0)
     batch_files: int = _setting(5_000, "A batch is sealed at this many files.", at_least=1)
     batch_bytes: int = _setting(2_000_000_000, "A batch is sealed at this many bytes of files.", at_least=1)
     quiet_seconds: float = _setting(2.0, "Files modified less than this long ago wait for the next pass.", at_least=0)
     accept_empty: bool = _setting(False, "A source that held files and is empty now was emptied on purpose; otherwise it is taken for not mounted.")
-    extract_to: Path | None = _setting(None, "Folder to extract archive members to; none: they are only read in place.")
+    watch_seconds: int = _setting(30, "Time between two looks of the sensor at its sources; the daemon takes no less than about 5.", at_least=1)
+    extract_to: Path | None = _setting(None, "Folder to extract archive members to; none: they are only read in place.")  # noqa: RUF009 - a field
     thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")
     object_seconds: float = _setting(60.0, "Time that one object may take before its worker is stopped.", at_least=0.1)
-    worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold.", at_least=64 * MIB)
+    worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold; 105 MiB of it are the program.", at_least=128 * MIB)
     failure_share: float = _setting(0.1, "A batch in which more than this share of objects ends in one failing status gets a warning.", at_least=0)
     log_level: str = _setting("INFO", "Level of the package's loggers: DEBUG, INFO, WARNING or ERROR.")
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
@@ -142,7 +145,7 @@ def _parse(variable: str, text: str, default: Any) -> Any:
 def _check(values: Settings | Limits) -> None:
     for item in fields(values):
         least, value = item.metadata["at_least"], getattr(values, item.name)
-        if least is not None and value < least:
+        if least is not None and not value >= least:  # not a number is not enough either
             msg = f"{item.name} is {value}; it must be at least {least}"
             raise UsageError(msg)
     if isinstance(values, Settings) and values.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:

@@ -53,7 +53,7 @@ def catalog(lake):
 
 
 def on_disk(folder):
-    return {file_address(os.path.join(root, name)) for root, _, names in os.walk(os.fsencode(folder)) for name in names for root in [root]}
+    return {file_address(root + b"/" + name) for root, _, names in os.walk(os.fsencode(folder)) for name in names}
 
 
 def test_every_file_has_exactly_one_row_with_the_hash_of_its_bytes(folder, catalog):

@@ -24,7 +24,7 @@ with warnings.catch_warnings(record=True) as caught:
     from pixels_assets.definitions import defs
     import dagster as dg
     dg.Definitions.validate_loadable(defs)
-print(json.dumps([f"{item.filename}: {item.category.__name__}: {item.message}" for item in caught if "pixels_assets" in item.filename or "dagster" in item.category.__module__]))
+print(json.dumps([f"{w.filename}: {w.message}" for w in caught if "pixels_assets" in w.filename or "dagster" in w.category.__module__]))
 """
 
 

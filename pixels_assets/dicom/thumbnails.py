@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 _QUALITY = 80
 _FEW_PIXELS = 64 * 64
 _FEW_COLOURS = 32
+_SHEET_GAP = 4  # pixels between pictures
+_SHEET_COLOUR = (48, 48, 48)  # neither the black nor the white of pictures, so that their edges show
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +132,11 @@ def contact_sheet(images: Sequence[bytes], *, columns: int = 8, cell: int = 96, 
 def _lay_out(images: list[bytes], columns: int, cell: int) -> Image.Image:
     across = min(columns, len(images))
     down = -(-len(images) // columns)
-    sheet = Image.new("RGB", (across * cell, down * cell))
+    sheet = Image.new("RGB", (across * cell, down * cell), _SHEET_COLOUR)
     for position, data in enumerate(images):
         with Image.open(io.BytesIO(data)) as image:
             picture = image.convert("RGB")
-        picture.thumbnail((cell, cell))
+        picture.thumbnail((cell - _SHEET_GAP, cell - _SHEET_GAP))
         left, top = position % columns * cell, position // columns * cell
         sheet.paste(picture, (left + (cell - picture.width) // 2, top + (cell - picture.height) // 2))
     return sheet

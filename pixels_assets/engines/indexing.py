@@ -17,11 +17,12 @@ from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
+from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
-from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, os_path, row_id
-from pixels_assets.lake.parts import Part, PartWriter
+from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, SourceFile, Status, os_path, row_id
+from pixels_assets.lake.parts import Part, PartWriter, remove_parts
 from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.settings import MIB, Settings
 
@@ -119,14 +120,14 @@ class Segment:
     ----------
     files_done : int
         Files of the shard that need not be opened again.
-    objects_done : int
-        Objects of the next file that are in finished parts already.
+    after : str or None
+        Address of the last object of the next file that is in finished parts already; None when none is.
     parts : tuple of Part
     tally : Tally
     """
 
     files_done: int
-    objects_done: int
+    after: str | None
     parts: tuple[Part, ...]
     tally: Tally
 
@@ -134,18 +135,30 @@ class Segment:
 class Supervisor(Protocol):
     """Whoever runs shards: told what is touched next and what is finished."""
 
+    def opening(self, number: int) -> None:
+        """Take note that what comes now belongs to this file of the shard, counted from 0."""
+
     def entering(self, path: str) -> None:
-        """Take note that the bytes of the object with this address are read from now on; said again while a large one is being read."""
+        """Take note that the bytes of the object with this address are read from now on; said again while a large one makes progress."""
+
+    def indexed(self) -> None:
+        """Take note of one more row."""
 
     def resting(self) -> None:
-        """Take note that no object is in hand: rows are being written."""
+        """Take note that no object is in hand: rows or extracted members are being written."""
 
     def finished(self, segment: Segment) -> None:
         """Take over a finished stretch."""
 
 
 def index_shard(
-    shard: Shard, spec: IndexSpec, supervisor: Supervisor, *, refused: Mapping[str, Failure] | None = None, files_done: int = 0, objects_done: int = 0
+    shard: Shard,
+    spec: IndexSpec,
+    supervisor: Supervisor,
+    *,
+    refused: Mapping[str, Failure] | None = None,
+    files_done: int = 0,
+    after: str | None = None,
 ) -> None:
     """Index every object of a shard.
 
@@ -157,7 +170,7 @@ def index_shard(
         Told of each object before it is touched, and of each finished stretch of rows.
     refused : mapping of str to Failure, optional
         Addresses that killed a worker before: their bytes are not touched, their rows say why.
-    files_done, objects_done : int
+    files_done, after : int, str or None
         Where the last finished stretch of an earlier attempt ended.
 
     Raises
@@ -165,33 +178,59 @@ def index_shard(
     LakeError
         The lake or the folder for extracted members cannot be written.
     """
-    stretch = _Stretch(shard, spec, files_done)
+    stretch = _Stretch(shard, spec)
     extractor = Extractor(spec.settings.extract_to) if spec.settings.extract_to and DICOM_METADATA.name in spec.outputs else None
     try:
         for number, file in enumerate(shard.files[files_done:], start=files_done):
-            stretch.begin_file(number)
-            skip = objects_done if number == files_done else 0
-            for ordinal, found in enumerate(walk(file, spec.settings.limits, on_enter=supervisor.entering, refused=refused or {})):
-                local = _extract(found, extractor)  # what is skipped below, too: which name a member gets depends on those before it
-                if ordinal < skip:
-                    continue
-                stretch.add(found, local)
+            supervisor.opening(number)
+            done_to = after if number == files_done else None
+            for found in walk(file, spec.settings.limits, on_enter=supervisor.entering, refused=refused or {}):
+                if done_to is not None:
+                    is_done = not _is_beyond(found, done_to)
+                    done_to = None if found.path == done_to or not is_done else done_to
+                    if is_done:
+                        _extract(found, extractor, supervisor)  # once more: which name a member gets depends on those before it
+                        continue
+                metadata, image = _index_or_blame(found, spec)
+                stretch.add(found, metadata, image, _extract(found, extractor, supervisor))
+                supervisor.indexed()
                 if stretch.full:
                     supervisor.resting()
-                    supervisor.finished(stretch.close(number, ordinal + 1))
+                    supervisor.finished(stretch.close(number, found.path))
         supervisor.resting()
-        supervisor.finished(stretch.close(len(shard.files), 0))
+        supervisor.finished(stretch.close(len(shard.files), None))
     except BaseException:
         stretch.abandon()
         raise
 
 
+def discard_attempt(spec: IndexSpec, shard: Shard | None = None) -> None:
+    """Remove part files that no commit will name.
+
+    Parameters
+    ----------
+    spec : IndexSpec
+    shard : Shard, optional
+        Only what a worker that is gone left unfinished of this shard; else all parts of the attempt.
+    """
+    prefix = f"{spec.attempt}-" + (f"{shard.number:05d}-" if shard else "")
+    for table in OUTPUTS:
+        remove_parts(spec.lake, table, spec.batch, prefix, only_unfinished=shard is not None)
+
+
+def _is_beyond(found: FoundObject, done_to: str) -> bool:
+    """Whether an object comes after the last one that has its row, although the walk did not meet that one.
+
+    It was in an archive that is refused by now, or the file is no longer what it was: its own row is always the last.
+    """
+    return found.path != done_to and (found.depth == 0 or done_to.startswith(found.path + MEMBER))
+
+
 class _Stretch:
     """Rows on their way into parts that are finished together, so that an attempt after a crash can go on from here."""
 
-    def __init__(self, shard: Shard, spec: IndexSpec, files_done: int) -> None:
+    def __init__(self, shard: Shard, spec: IndexSpec) -> None:
         self.shard, self.spec = shard, spec
-        self.file_number = files_done
         self.count = 0
         self.writers: dict[str, PartWriter] = {}
         self._start()
@@ -199,18 +238,13 @@ class _Stretch:
     def _start(self) -> None:
         self.tally, self.weight = Tally(), 0
         self.writers = {}
-
-    def begin_file(self, number: int) -> None:
-        self.file_number = number
+        self._ready = time.perf_counter()  # since then the present object is being read
 
     @property
     def full(self) -> bool:
         return self.tally.objects >= _SEGMENT_ROWS or self.weight >= _SEGMENT_BYTES
 
-    def add(self, found: FoundObject, extracted: Path | None) -> None:
-        started = time.perf_counter()
-        spec = self.spec
-        metadata, image = _index(found, spec)
+    def add(self, found: FoundObject, metadata: dict[str, object], image: Thumbnail | NoThumbnail, extracted: Path | None) -> None:
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
         if extracted is not None:
@@ -223,11 +257,12 @@ class _Stretch:
         tally.statuses[str(metadata["status"])] += 1
         if metadata["error_code"]:
             tally.codes[str(metadata["error_code"])] += 1
-        if THUMBNAILS.name in spec.outputs:
+        if THUMBNAILS.name in self.spec.outputs:
             tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
         self.weight += sum(len(value) for value in metadata.values() if isinstance(value, str | bytes))
         self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
         if logger.isEnabledFor(logging.DEBUG):
+            before, self._ready = self._ready, time.perf_counter()
             logger.debug(
                 "object %d: %s%s, %s, %s bytes, thumbnail %s, %.1f ms",
                 row_id(found.path),
@@ -236,7 +271,7 @@ class _Stretch:
                 found.file_type or "unread",
                 found.length,
                 "made" if isinstance(image, Thumbnail) else image.code,
-                1e3 * (time.perf_counter() - started),
+                1e3 * (self._ready - before),
             )
 
     def _write(self, table: Table, row: Mapping[str, object]) -> None:
@@ -248,9 +283,9 @@ class _Stretch:
             writer = self.writers[table.name] = PartWriter(self.spec.lake, table, self.spec.batch, name)
         writer.append(row)
 
-    def close(self, files_done: int, objects_done: int) -> Segment:
+    def close(self, files_done: int, after: str | None) -> Segment:
         parts = tuple(part for writer in self.writers.values() for part in writer.finish())
-        segment = Segment(files_done, objects_done, parts, self.tally)
+        segment = Segment(files_done, after, parts, self.tally)
         self.count += 1
         self._start()
         return segment
@@ -260,10 +295,25 @@ class _Stretch:
             writer.abandon()
 
 
-def _extract(found: FoundObject, extractor: Extractor | None) -> Path | None:
+def _extract(found: FoundObject, extractor: Extractor | None, supervisor: Supervisor) -> Path | None:
     if extractor is None or not found.depth or found.failure is not None or found.file_type in CONTAINER_TYPES:
         return None
-    return extractor.extract(found)
+    supervisor.resting()  # how long it takes to write is not the object's doing
+    path = extractor.extract(found)
+    supervisor.entering(found.path)
+    return path
+
+
+def _index_or_blame(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:
+    """Make an object's row whatever its bytes make our code or a library raise."""
+    try:
+        return _index(found, spec)
+    except (PixelsError, MemoryError):  # the latter is tried again in a process that holds nothing yet
+        raise
+    except Exception as error:  # the boundary to hostile bytes: all that readers and codecs expect became a failure before
+        logger.warning("object %d raised %s", row_id(found.path), place_of(error))
+        found.failure = Failure(Status.CRASHED, "exception", f"reading it raised {place_of(error)}")
+        return _index(found, spec)
 
 
 def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:

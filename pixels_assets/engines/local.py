@@ -12,18 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, Tally
-from pixels_assets.engines.worker import MONITOR, RESTING, Answer, Order
+from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, Tally, discard_attempt
+from pixels_assets.engines.worker import MONITOR_BYTES, RESTING, Answer, Monitor, Order, State
 from pixels_assets.errors import WorkerError
-from pixels_assets.intake.objects import Failure, Status
+from pixels_assets.intake.objects import Failure, Status, row_id
 from pixels_assets.lake.parts import Part
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ Progress = Callable[[int], None]
 
 _START = "import sys; from pixels_assets.engines.worker import main; main(*map(int, sys.argv[1:]))"
 _POLL_SECONDS = 0.05
-_IDLE_DEATHS = 3
-_CHANCES = 2
+_ENDING_SECONDS = 5.0
+_CHANCES = 2  # what is in hand when a process dies may be innocent: of what an earlier object broke, or of what the system was short of
+_ENDS_AT_REST = 3
+_ENDS_IN_A_FILE = 100  # each costs half a second and the way back through the file
 
 
 @dataclass(slots=True)
@@ -53,71 +56,122 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Task:
+    """A shard, and what its attempts have come to so far: objects by row id, files by their number in the shard."""
+
     shard: Shard
     refused: dict[int, Failure] = field(default_factory=dict)
-    deaths: dict[int, int] = field(default_factory=dict)
+    ends: Counter[int] = field(default_factory=Counter)
+    ends_in_file: Counter[int] = field(default_factory=Counter)
     files_done: int = 0
-    objects_done: int = 0
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What an attempt at a task ended with before its time.
+
+    Parameters
+    ----------
+    state : State
+        Of the worker, at that moment.
+    failure : Failure
+        Of the object in hand, if it is to blame.
+    chances : int
+        How many such ends the object may have.
+    """
+
+    state: State
+    failure: Failure
+    chances: int = _CHANCES
 
 
 class _Worker:
     """One process, its connection, and the block of memory in which it says what it does."""
 
     def __init__(self, worker_bytes: int) -> None:
-        ours, theirs = socket.socketpair()
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        self._file.write(MONITOR.pack(0, RESTING, 0.0))
-        self._file.flush()
-        self._monitor = mmap.mmap(self._file.fileno(), MONITOR.size)
-        command = [sys.executable, "-c", _START, str(theirs.fileno()), str(self._file.fileno())]
+        self.worker_bytes = worker_bytes
+        self.task: _Task | None = None
+        self._stopped: _End | None = None
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
-        try:
-            self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(), self._file.fileno()), stdin=subprocess.DEVNULL, env=environment)
-        except OSError as error:
-            msg = f"cannot start a worker process: {error.strerror}; check memory and process limits, or use fewer --workers"
-            raise WorkerError(msg) from error
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self.task: _Task | None = None
-        self.stopped_for: Failure | None = None
-        self._worker_bytes = worker_bytes
+        with ExitStack() as opened:
+            try:
+                self._file = opened.enter_context(tempfile.TemporaryFile())
+                self._file.truncate(MONITOR_BYTES)
+                self._monitor = Monitor(self._file.fileno())  # not closed: another thread may be looking at it
+                self._monitor.write(State(0, 0, RESTING, 0))
+                ours, theirs = socket.socketpair()
+                opened.callback(theirs.close)
+                self.connection = opened.enter_context(Connection(ours.detach()))
+                inherited = theirs.fileno(), self._file.fileno()
+                # -P: no module is taken from the working folder, which may be somebody's data. Group 0: Ctrl-C is for the parent to decide about.
+                self.process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
+                    [sys.executable, "-P", "-c", _START, *map(str, (os.getpid(), *inherited))],
+                    pass_fds=inherited,
+                    process_group=0,
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    env=environment,
+                )
+            except OSError as error:
+                msg = f"cannot start a worker process: {error.strerror}; check memory, disk and process limits, or use fewer --workers"
+                raise WorkerError(msg) from error
+            theirs.close()
+            self._opened = opened.pop_all()
 
     @property
-    def touched(self) -> int:
-        return int(MONITOR.unpack_from(self._monitor)[0])
-
-    @property
-    def in_hand(self) -> int:
-        """Row id of the object in hand, or RESTING."""
-        return int(MONITOR.unpack_from(self._monitor)[1])
+    def state(self) -> State:
+        return self._monitor.read()
 
     def give(self, task: _Task, spec: IndexSpec) -> None:
         self.task = task
-        self.connection.send(Order(task.shard, spec, task.refused, task.files_done, task.objects_done))
+        with suppress(ConnectionError):  # it died at rest: its connection says so when it is asked for an answer
+            self.connection.send(Order(task.shard, spec, task.refused, task.files_done, task.after))
+
+    def receive(self) -> Segment | Answer | None:
+        """Take the next message; None when the process is gone."""
+        try:
+            return self.connection.recv()  # type: ignore[no-any-return]
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
+            return None
 
     def watch(self, seconds: float) -> None:
         """Stop the process when the object in hand takes too long or too much."""
-        if self.task is None or self.stopped_for is not None:
+        if self.task is None or self._stopped is not None:
             return
-        _, in_hand, since = MONITOR.unpack_from(self._monitor)
-        if in_hand != RESTING and time.monotonic() - since > seconds:
-            self.stopped_for = Failure(Status.TIMEOUT, "time_limit", f"reading it took longer than {seconds:g} s (PIXELS_OBJECT_SECONDS)")
-        elif _resident(self.process.pid) > self._worker_bytes:
-            self.stopped_for = _too_much_memory(self._worker_bytes)
-        if self.stopped_for is not None:
+        state = self.state
+        if state.row != RESTING and time.monotonic_ns() - state.since > seconds * 1e9:
+            message = f"reading it made no progress for {seconds:g} s (PIXELS_OBJECT_SECONDS)"
+            end = _End(state, Failure(Status.TIMEOUT, "time_limit", message), chances=1)
+        elif _resident(self.process.pid) > self.worker_bytes:
+            end = _End(state, _too_much_memory(self.worker_bytes))
+        else:
+            return
+        if self.state[1:] == state[1:]:  # it is still at it, and was not read in the middle of a change
+            self._stopped = end
             self.process.kill()
 
+    def end(self) -> _End:
+        """Wait for a process that closed its connection, and say what it ended with."""
+        try:
+            code = self.process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        state = self.state
+        if self._stopped is not None:
+            moved_on = self._stopped.state.row != state.row
+            return replace(self._stopped, state=state._replace(row=RESTING)) if moved_on else self._stopped
+        return _End(state, Failure(Status.CRASHED, _ending(code), "reading it ended the worker process"))
+
     def close(self) -> None:
-        self.connection.close()
         self.process.kill()
         self.process.wait()
-        self._monitor.close()
-        self._file.close()
+        self._opened.close()
 
 
 class LocalEngine:
@@ -145,6 +199,11 @@ class LocalEngine:
             worker.close()
         self._pool.clear()
 
+    @property
+    def in_hand(self) -> dict[int, int]:
+        """Row id of the object that each process reads at this moment, by process id."""
+        return {worker.process.pid: worker.state.row for worker in list(self._pool) if worker.state.row != RESTING}
+
     def run(self, shards: Iterable[Shard], spec: IndexSpec, progress: Progress | None = None) -> Outcome:
         """Index shards; every object in them becomes a row, whatever it does to a worker.
 
@@ -164,10 +223,10 @@ class LocalEngine:
         LakeError
             A worker could not write.
         WorkerError
-            Workers cannot be started, or die without an object in hand.
+            Workers cannot be started, or die again and again without an object in hand.
         """
         tasks = deque(_Task(shard) for shard in sorted(shards, key=lambda shard: -shard.size))
-        outcome, touched_before, idle_deaths = Outcome(), 0, 0
+        outcome, indexed_before = Outcome(), 0
         try:
             while tasks or any(worker.task for worker in self._pool):
                 self._hand_out(tasks, spec)
@@ -176,31 +235,29 @@ class LocalEngine:
                     worker = busy[ready]  # type: ignore[index]
                     task = worker.task
                     assert task is not None
-                    try:
-                        message = worker.connection.recv()
-                    except (EOFError, ConnectionError):
-                        message = None
+                    message = worker.receive()
                     if isinstance(message, Segment):
-                        task.files_done, task.objects_done = message.files_done, message.objects_done
+                        task.files_done, task.after = message.files_done, message.after
                         outcome.add(message)
                         continue
                     worker.task = None
-                    if message is None:
-                        idle_deaths += self._bury(worker, task)
-                        touched_before += worker.touched
+                    end = _early_end(message, worker)
+                    if end is None:
+                        continue
+                    tasks.appendleft(task)
+                    if message is None or message.out_of_memory:  # a process that ran out of memory may be full of what earlier objects left
+                        indexed_before += worker.state.indexed
                         self._pool.remove(worker)
                         worker.close()
-                        if idle_deaths >= _IDLE_DEATHS:
-                            msg = f"worker processes end with no object in hand, the last with {_ending(worker)}; check memory and the installation"
-                            raise WorkerError(msg)
-                    if message is None or not _carried_out(message, task, spec):
-                        tasks.appendleft(task)
+                        discard_attempt(spec, task.shard)
+                    _blame(task, end)
                 for worker in self._pool:
                     worker.watch(spec.settings.object_seconds)
                 if progress is not None:
-                    progress(touched_before + sum(worker.touched for worker in self._pool))
+                    progress(indexed_before + sum(worker.state.indexed for worker in self._pool))
         except BaseException:
             self.__exit__(None, None, None)
+            discard_attempt(spec)
             raise
         return outcome
 
@@ -214,48 +271,67 @@ class LocalEngine:
                 self._pool.append(worker)
             worker.give(tasks.popleft(), spec)
 
-    @staticmethod
-    def _bury(worker: _Worker, task: _Task) -> bool:
-        """Count a death against the object in hand and refuse it once its chances are used up; True when there was no object in hand."""
-        worker.process.wait()
-        row = worker.in_hand
-        if row == RESTING:
-            return True
-        task.deaths[row] = task.deaths.get(row, 0) + 1
-        if worker.stopped_for is not None:
-            task.refused[row] = worker.stopped_for
-        elif task.deaths[row] >= _CHANCES:
-            task.refused[row] = Failure(Status.CRASHED, _ending(worker), "reading it ended the worker process")
-        logger.warning("object %d: its worker process was lost (%s); %s", row, _ending(worker), "refused" if row in task.refused else "trying again")
-        return False
 
-
-def _carried_out(answer: Answer, task: _Task, spec: IndexSpec) -> bool:
-    """Whether the shard is done; when an object raised an exception, refuse that object."""
-    if answer.error is not None:
-        raise answer.error
-    if answer.raised is None:
-        return True
-    if answer.row == RESTING:
-        msg = f"indexing failed outside of any object: {answer.raised}; please report it"
+def _early_end(message: Answer | None, worker: _Worker) -> _End | None:
+    """Tell what a task ended with that has to be tried again; None when it was carried out."""
+    if message is None:
+        return worker.end()
+    if message.error is not None:
+        raise message.error
+    if message.raised is None:
+        return None
+    state = worker.state._replace(row=message.row)
+    if message.out_of_memory:
+        return _End(state, _too_much_memory(worker.worker_bytes))
+    if message.row == RESTING:
+        msg = f"indexing failed outside of any object: {message.raised}; please report it"
         raise WorkerError(msg)
-    logger.warning("object %d raised %s; refused", answer.row, answer.raised)
-    task.refused[answer.row] = (
-        _too_much_memory(spec.settings.worker_bytes) if answer.out_of_memory else Failure(Status.CRASHED, "exception", f"reading it raised {answer.raised}")
-    )
-    return False
+    return _End(state, Failure(Status.CRASHED, "exception", f"reading it raised {message.raised}"), chances=1)
+
+
+def _blame(task: _Task, end: _End) -> None:
+    """Refuse the object that ended an attempt once its chances are used up.
+
+    The whole file is refused when refusing the object did not help, or when too many of its members did the same. Each end takes a chance away, so
+    that the attempts come to an end themselves.
+
+    Raises
+    ------
+    WorkerError
+        No object can be blamed.
+    """
+    row, file = end.state.row, row_id(task.shard.files[end.state.file].path)
+    if file in task.refused:
+        row = RESTING
+    task.ends[row] += 1
+    task.ends_in_file[end.state.file] += 1
+    if row == RESTING:
+        logger.warning("a worker process ended with no object in hand: %s", end.failure.code)
+        if task.ends[row] >= _ENDS_AT_REST:
+            msg = f"worker processes end with no object in hand, the last with {end.failure.code}; check memory and the installation"
+            raise WorkerError(msg)
+    elif row in task.refused or task.ends_in_file[end.state.file] >= _ENDS_IN_A_FILE:
+        task.refused[file] = end.failure
+        logger.warning("object %d: %s; its whole file %d is refused", row, end.failure.code, file)
+    elif task.ends[row] >= end.chances:
+        task.refused[row] = end.failure
+        logger.warning("object %d: %s; refused", row, end.failure.code)
+    else:
+        logger.warning("object %d: %s; trying again", row, end.failure.code)
 
 
 def _too_much_memory(limit: int) -> Failure:
     return Failure(Status.CRASHED, "memory_limit", f"reading it took more than {limit >> 20} MiB of memory (PIXELS_WORKER_BYTES)")
 
 
-def _ending(worker: _Worker) -> str:
-    """How a process ended, as a snake_case word: ``signal_segv``, ``exit_1``, or what it was stopped for."""
-    if worker.stopped_for is not None:
-        return worker.stopped_for.code
-    code = worker.process.returncode
-    return f"exit_{code}" if code >= 0 else signal.Signals(-code).name.lower().replace("sig", "signal_", 1)
+def _ending(code: int) -> str:
+    """How a process ended, as a snake_case word: ``signal_segv`` or ``exit_1``."""
+    if code >= 0:
+        return f"exit_{code}"
+    try:
+        return signal.Signals(-code).name.lower().replace("sig", "signal_", 1)
+    except ValueError:  # real-time signals have no names
+        return f"signal_{-code}"
 
 
 def _resident(pid: int) -> int:

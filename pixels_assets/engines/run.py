@@ -4,12 +4,13 @@ Holds the order of things: shards, parts, the check that the sources are still t
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, plan_shards
+from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
 from pixels_assets.errors import BatchError, SourceVanishedError
 from pixels_assets.intake.objects import SourceFile, os_path
@@ -17,6 +18,8 @@ from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_part
 from pixels_assets.lake.commit import LOCK_SECONDS, CommitResult, commit, is_committed, table_lock
 from pixels_assets.lake.parts import Part
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, Table
+
+_SIGNS_OF_ABSENCE = ("not_found", "io_error")
 
 
 class Engine(Protocol):
@@ -77,9 +80,15 @@ def index_batch(
         The lake cannot be written.
     """
     wanted = [file for file in to_read(list(files)) if only is None or file.path in only]
+    before = _identities(wanted)
+    _require_sources(before, before)
     outcome = engine.run(plan_shards(wanted), spec, progress)
-    if outcome.tally.codes["not_found"]:
-        _require_sources({file.source for file in wanted})
+    if any(outcome.tally.codes[code] for code in _SIGNS_OF_ABSENCE):
+        try:
+            _require_sources(before, _identities(wanted))
+        except SourceVanishedError:
+            discard_attempt(spec)
+            raise
     commits = {
         table.name: commit(spec.lake, table, spec.batch, outcome.parts.get(table.name, []), run_id=run_id, only=only)
         for table in OUTPUTS
@@ -143,8 +152,27 @@ def _require_landed(lake: Path, batch: str, tables: Iterable[Table]) -> None:
             raise BatchError(msg)
 
 
-def _require_sources(sources: Iterable[str]) -> None:
-    for source in sources:
-        if source and not os.path.isdir(os_path(source)):  # noqa: PTH112 - bytes: names need not be UTF-8
-            msg = f"the source folder {source} went away during the run; bring it back and run again, nothing of this batch was committed"
+def absent_source(files: Iterable[SourceFile]) -> str | None:
+    """Source folder of some files that is not there; None when all are."""
+    return next((source for source, identity in _identities(files).items() if identity is None), None)
+
+
+def _identities(files: Iterable[SourceFile]) -> dict[str, tuple[int, int] | None]:
+    """Which folder stands under the name of each source now, None where there is none."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for source in {file.source for file in files if file.source}:
+        try:
+            status = os.stat(os_path(source))  # noqa: PTH116 - bytes: names need not be UTF-8
+        except OSError:
+            found[source] = None
+        else:
+            found[source] = (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
+    return found
+
+
+def _require_sources(before: Mapping[str, tuple[int, int] | None], now: Mapping[str, tuple[int, int] | None]) -> None:
+    """Refuse to go on without a source, or with another folder in its place: an unmounted disk leaves its empty mount point behind."""
+    for source, identity in now.items():
+        if identity is None or identity != before[source]:
+            msg = f"the source folder {source} is not there any more; bring it back and run again, the batch is then read again"
             raise SourceVanishedError(msg)

@@ -12,26 +12,46 @@ import mmap
 import os
 import resource
 import signal
-import struct
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
-from pixels_assets.errors import PixelsError
+from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.objects import Failure, row_id
 
 logger = logging.getLogger(__name__)
 
-MONITOR = struct.Struct("<Qqd")
-"""Objects touched so far; row id of the object in hand, -1 between objects; when it was touched (monotonic seconds)."""
+
+class State(NamedTuple):
+    """What a worker does, as it says itself in the shared block of memory.
+
+    Parameters
+    ----------
+    indexed : int
+        Rows made so far.
+    since : int
+        When the object in hand last made progress, monotonic nanoseconds.
+    row : int
+        Row id of the object in hand, RESTING when there is none.
+    file : int
+        Which file of the shard it belongs to.
+    """
+
+    indexed: int
+    since: int
+    row: int
+    file: int
+
 
 RESTING = -1
 """In the place of a row id: no object is in hand."""
+
+MONITOR_BYTES = 8 * len(State._fields)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,7 +64,7 @@ class Order:
     spec: IndexSpec
     refused: dict[int, Failure]
     files_done: int
-    objects_done: int
+    after: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +89,29 @@ class Answer:
     out_of_memory: bool = False
 
 
+class Monitor:
+    """The shared block of memory: one process writes it, another may read it at any moment, also after the first was killed.
+
+    Parameters
+    ----------
+    descriptor : int
+        A file of `MONITOR_BYTES`.
+    """
+
+    # Numbers of eight bytes, each written at once. `struct.pack_into` would clear the block first, and whoever looks then sees an object with
+    # the row id 0 in hand since the machine was started.
+    def __init__(self, descriptor: int) -> None:
+        self._fields = memoryview(mmap.mmap(descriptor, MONITOR_BYTES)).cast("q")  # unmapped with this object
+
+    def write(self, state: State) -> None:
+        """Say something else; who reads meanwhile may find some fields old, but the object in hand never with an older time than its own."""
+        self._fields[0], self._fields[1], self._fields[3], self._fields[2] = state.indexed, state.since, state.file, state.row
+
+    def read(self) -> State:
+        """Read what was last said."""
+        return State(*self._fields.tolist())
+
+
 class _Refused(Mapping[str, Failure]):
     """Looks addresses up by their row ids, which is all that the monitor has room for."""
 
@@ -88,76 +131,95 @@ class _Refused(Mapping[str, Failure]):
 class _Reporter:
     """Tells the parent what is in hand (shared memory, costs a microsecond) and what is finished (the connection)."""
 
-    def __init__(self, connection: Connection, monitor: mmap.mmap) -> None:
-        self._connection, self._monitor, self._count, self.in_hand = connection, monitor, 0, RESTING
+    def __init__(self, connection: Connection, monitor: Monitor) -> None:
+        self._connection, self._monitor = connection, monitor
+        self._indexed = self._file = 0
+        self.row = RESTING
+
+    def opening(self, number: int) -> None:
+        self._file = number
 
     def entering(self, path: str) -> None:
-        row = row_id(path)
-        self._count += row != self.in_hand
-        self.in_hand = row
-        MONITOR.pack_into(self._monitor, 0, self._count, row, time.monotonic())
+        self._say(row_id(path))
+
+    def indexed(self) -> None:
+        self._indexed += 1
 
     def resting(self) -> None:
-        self.in_hand = RESTING
-        MONITOR.pack_into(self._monitor, 0, self._count, RESTING, time.monotonic())
+        self._say(RESTING)
 
     def finished(self, segment: Segment) -> None:
         self._connection.send(segment)
 
+    def _say(self, row: int) -> None:
+        self.row = row
+        self._monitor.write(State(self._indexed, time.monotonic_ns(), row, self._file))
 
-def main(connection_fd: int, monitor_fd: int) -> None:
+
+def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     """Serve orders until the connection closes.
 
     Parameters
     ----------
+    parent : int
+        Process id of the parent.
     connection_fd, monitor_fd : int
         Inherited file descriptors: one end of a socket pair, and the file behind the shared block of memory.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    _die_with_parent()
-    monitor = mmap.mmap(monitor_fd, MONITOR.size)
-    reporter = _Reporter(connection := Connection(connection_fd), monitor)
-    reporter.resting()
+    _die_with(parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
+    reporter = _Reporter(connection := Connection(connection_fd), Monitor(monitor_fd))
     limited = False
     while True:
         try:
             order: Order = connection.recv()
-        except EOFError:
-            return
-        if not limited:
-            logging.basicConfig(level=order.spec.settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
-            logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values of attributes
-            _limit_memory(order.spec.settings.worker_bytes)
-            limited = True
-        connection.send(_carry_out(order, reporter))
+            if not limited:
+                _log(order.spec.settings.log_level)
+                _limit_memory(order.spec.settings.worker_bytes)
+                limited = True
+            connection.send(_carry_out(order, reporter))
+        except (EOFError, ConnectionError):
+            return  # the parent is gone or has no use for this process
 
 
 def _carry_out(order: Order, reporter: _Reporter) -> Answer:
     refused = _Refused(order.refused) if order.refused else {}
     try:
-        index_shard(order.shard, order.spec, reporter, refused=refused, files_done=order.files_done, objects_done=order.objects_done)
+        index_shard(order.shard, order.spec, reporter, refused=refused, files_done=order.files_done, after=order.after)
     except PixelsError as error:
         return Answer(error=error)
-    except Exception as error:  # noqa: BLE001 - hostile input can raise anything in a library; the parent makes a row of it and logs the place
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-        return Answer(raised=place, row=reporter.in_hand, out_of_memory=isinstance(error, MemoryError))
+    except ConnectionError:
+        raise
+    except Exception as error:  # hostile input can raise anything in a library; the parent makes a row of it and logs the place
+        return Answer(raised=place_of(error), row=reporter.row, out_of_memory=isinstance(error, MemoryError))
     finally:
         reporter.resting()
     return Answer()
 
 
-def _die_with_parent() -> None:
+def _log(level: str) -> None:
+    """Write to standard error what our own modules have to say; libraries tell names and values of attributes when they are asked for details."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("pixels_assets").setLevel(level.upper())
+    for library in ("pydicom", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def _die_with(parent: int) -> None:
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 def _limit_memory(limit: int) -> None:
-    """Let allocations fail where they would take this process past `limit` bytes of resident memory; elsewhere than on Linux the parent's watch has to do."""
+    """Let allocations fail where they would take this process past `limit` bytes of resident memory.
+
+    Elsewhere than on Linux the parent's watch has to do.
+    """
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         data, resident = (int(status[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
-        resource.setrlimit(resource.RLIMIT_DATA, (data + max(0, limit - resident),) * 2)
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = data + max(0, limit - resident)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))

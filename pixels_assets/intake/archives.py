@@ -7,6 +7,7 @@ Nothing is written but unnamed temporary files for members that are too large fo
 """
 
 import errno
+import io
 import logging
 import os
 import stat
@@ -15,10 +16,10 @@ from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pixels_assets.errors import PixelsError
-from pixels_assets.intake.budget import Budget, MemberError, WalkError, too_deep
+from pixels_assets.errors import PixelsError, place_of
+from pixels_assets.intake.budget import PROGRESS_BYTES, Budget, MemberError, WalkError, too_deep
 from pixels_assets.intake.compact import NameMap
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, FileType, identify
 from pixels_assets.intake.members import Archive, Member
@@ -40,6 +41,7 @@ OUT_OF_MEMORY = Failure(Status.LIMIT_EXCEEDED, "out_of_memory", "Reading the obj
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OTHERS = ARCHIVE_TYPES | COMPRESSED_TYPES
 _MOST = (1 << 63) - 1  # tables hold signed 64-bit numbers; an archive can declare more
+_READ_PASSES = 6  # for its hash, a search for members, and the members themselves; what reads a file more often than that makes no progress
 
 
 def walk(
@@ -57,7 +59,8 @@ def walk(
     limits : Limits
         Guards; what crosses one is yielded with a failure, and crossing a guard of the whole file ends the walk with the archive's own row.
     on_enter : callable
-        Called with the address of every object before its bytes are touched, and with an archive's again when the walk comes back to it.
+        Called with the address of every object before its bytes are touched; with an archive's again whenever the walk comes back to it, be it to
+        look for the next member; and with the present one again whenever another `PROGRESS_BYTES` were read or expanded.
     refused : mapping of str to Failure
         Objects by address whose bytes are not to be touched: each is yielded with its failure.
 
@@ -72,18 +75,53 @@ def walk(
     LakeError
         There is no room for temporary files.
     """
-    failure = file.failure or refused.get(file.path)
+    heart = _Heart(on_enter)
+    heart.enter(file.path)
+    failure = refused.get(file.path) or file.failure
     if failure:
         yield _loose_object(file, failure)
         return
-    on_enter(file.path)
     try:
-        stream = _open(file.path)
+        stream = _open(file.path, heart)
     except MemberError as error:
         yield _loose_object(file, error.failure)
         return
     with stream:
-        yield from _Walk(file, stream, limits, on_enter, refused).objects()
+        yield from _Walk(file, stream, limits, heart, refused).objects()
+
+
+class _Heart:
+    """Says which object is in hand, and again while it makes progress."""
+
+    def __init__(self, on_enter: Callable[[str], None]) -> None:
+        self._on_enter = on_enter
+        self._address = ""
+
+    def enter(self, address: str) -> None:
+        self._address = address
+        self._on_enter(address)
+
+    def beat(self) -> None:
+        self._on_enter(self._address)
+
+
+class _Source(io.FileIO):
+    """A file that tells while it is being read."""
+
+    def __init__(self, descriptor: int, heart: _Heart) -> None:
+        super().__init__(descriptor)
+        self._heart = heart
+        self._count, self._next = 0, PROGRESS_BYTES
+        self._most = _READ_PASSES * os.fstat(descriptor).st_size
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Fill a buffer."""
+        count = super().readinto(buffer)
+        self._count += count or 0
+        if self._next <= self._count <= self._most:
+            self._next = self._count + PROGRESS_BYTES
+            self._heart.beat()
+        return count
 
 
 def _loose_object(file: SourceFile, failure: Failure | None = None) -> FoundObject:
@@ -102,7 +140,7 @@ def _loose_object(file: SourceFile, failure: Failure | None = None) -> FoundObje
     )
 
 
-def _open(address: str) -> BinaryIO:
+def _open(address: str, heart: _Heart) -> BinaryIO:
     """Open a regular file and nothing else; a FIFO or device must not hold the walk up."""
     try:
         descriptor = os.open(os_path(address), _OPEN_FLAGS)
@@ -114,20 +152,20 @@ def _open(address: str) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise MemberError(NOT_REGULAR)
-    return os.fdopen(descriptor, "rb", buffering=READ_BYTES)
+    return io.BufferedReader(_Source(descriptor, heart), READ_BYTES)
 
 
 class _Walk:
     """The walk of one open file."""
 
-    def __init__(self, file: SourceFile, stream: BinaryIO, limits: Limits, on_enter: Callable[[str], None], refused: Mapping[str, Failure]) -> None:
+    def __init__(self, file: SourceFile, stream: BinaryIO, limits: Limits, heart: _Heart, refused: Mapping[str, Failure]) -> None:
         self._file = file
         self._stream = stream
         self._limits = limits
-        self._on_enter = on_enter
+        self._heart = heart
         self._refused = refused
         self._status = os.fstat(stream.fileno())
-        self._budget = Budget(limits, self._status.st_size)
+        self._budget = Budget(limits, self._status.st_size, heart.beat)
         self._held = 0  # bytes of archives that stay in memory while their members are read
 
     def objects(self) -> Iterator[FoundObject]:
@@ -200,7 +238,6 @@ class _Walk:
                         stop = error
                     found.failure = stop.failure if stop else archive.failure
                     found.warnings += archive.warnings
-                    self._on_enter(found.path)
             self._complete(found, reader)
             yield found
         finally:
@@ -251,10 +288,10 @@ class _Walk:
     def _members(self, parent: FoundObject, archive: Archive) -> Iterator[FoundObject]:
         seen = NameMap()
         members = iter(archive)
-        while (member := self._next(members, archive)) is not None:
+        while (member := self._next(parent, members, archive)) is not None:
             self._budget.count_member()
             address = member_address(parent.path, member.name, seen.count(member.name))
-            self._on_enter(address)
+            self._heart.enter(address)
             found = FoundObject(
                 path=address,
                 original_path=parent.original_path,
@@ -277,14 +314,14 @@ class _Walk:
             if stop:
                 raise stop
 
-    @staticmethod
-    def _next(members: Iterator[Member], archive: Archive) -> Member | None:
+    def _next(self, parent: FoundObject, members: Iterator[Member], archive: Archive) -> Member | None:
+        self._heart.enter(parent.path)  # what happens now is the archive's doing, not the last member's
         try:
             return next(members, None)
         except (WalkError, PixelsError):
             raise
         except Exception as error:  # the boundary to hostile structure: it costs the rest of this archive, never the walk
-            logger.exception("an archive could not be understood")
+            logger.warning("an archive could not be understood: %s", place_of(error))
             code, message = "bad_structure", f"The structure of the archive cannot be understood ({type(error).__name__})."
             archive.failure = Failure(Status.CORRUPT, code, message)
             return None

@@ -5,8 +5,13 @@ Holds the counters and the sentences that go into rows. Must not read anything.
 The two exceptions carry a `Failure` from the place that notices to the place that writes the row; neither leaves the walk of a file.
 """
 
+from collections.abc import Callable
+
 from pixels_assets.intake.objects import Failure, Status
-from pixels_assets.settings import Limits
+from pixels_assets.settings import MIB, Limits
+
+PROGRESS_BYTES = 16 * MIB
+"""So many bytes, read or expanded, are progress: a fraction of a second's work for the slowest decoder."""
 
 
 class MemberError(Exception):
@@ -33,10 +38,14 @@ class Budget:
     limits : Limits
     length : int
         Bytes of the outermost file.
+    on_progress : callable, optional
+        Called whenever another `PROGRESS_BYTES` were expanded.
     """
 
-    def __init__(self, limits: Limits, length: int) -> None:
+    def __init__(self, limits: Limits, length: int, on_progress: Callable[[], None] = lambda: None) -> None:
         self.limits = limits
+        self._on_progress = on_progress
+        self._next_progress = PROGRESS_BYTES
         self.members = 0
         self.total = 0
         self._most_by_ratio = max(limits.ratio_floor_bytes, int(limits.max_ratio * length))
@@ -62,6 +71,9 @@ class Budget:
             They are more than `Limits.max_total_bytes`, or than `Limits.max_ratio` allows for a file of this length.
         """
         self.total += count
+        if self.total >= self._next_progress:
+            self._next_progress = self.total + PROGRESS_BYTES
+            self._on_progress()
         if self.total > self.limits.max_total_bytes:
             raise WalkError(_exceeded("total_too_large", f"The file expands to more than {self.limits.max_total_bytes} bytes", "max_total_bytes"))
         if self.total > self._most_by_ratio:

@@ -203,6 +203,11 @@ class Listing:
             return entries, self._failure(error, "folder")
         return entries, None
 
+    def look_again(self, waiting: Waiting) -> SourceFile | Waiting | None:
+        """Ask again for a file that was not yet to be taken; None when it is no longer there."""
+        self.counts.waiting -= 1
+        return self._file(waiting.path)
+
     def _file(self, path: str) -> SourceFile | Waiting | None:
         if path[-5:].lower().endswith(UNFINISHED_SUFFIXES):
             self.counts.waiting += 1

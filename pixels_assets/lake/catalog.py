@@ -141,7 +141,7 @@ def extension(path: str) -> str:
 
 
 def path_tags(relative: str) -> list[str]:
-    """The last five words of a relative path, cut after every run of letters and digits that a ``_ . / : @`` follows."""
+    """Return the last five words of a relative path, cut after every run of letters and digits that a ``_ . / : @`` follows."""
     return _TAG_END.sub(r"\1,", relative.replace(MEMBER, "/")).split(",")[-_PATH_TAGS:]
 
 
@@ -190,7 +190,8 @@ class _Thumbnails:
         groups: dict[int, list[int]] = {}
         for place in np.unique(self._places[nearest[known]]).tolist():
             groups.setdefault(place >> 32, []).append(place & 0xFFFFFFFF)
-        wanted, images = set(paths), {}
+        wanted = set(paths)
+        images: dict[str, bytes | None] = {}
         for number, rows in groups.items():
             with pq.ParquetFile(self._files[number]) as source:
                 for batch in source.iter_batches(_ROWS_AT_ONCE, row_groups=rows, columns=["path", "thumbnail"], use_threads=False):

@@ -10,8 +10,8 @@ The rules
 * Another time and the same size: the bytes decide, by their hash. A touched file is no change, and is not read again at the next look.
 * New here, gone there, with the same size, time and hash: moved. Empty files, and files whose batch has not run yet, have no hash: new and removed.
 * A known file that cannot be asked for stays known: below a folder that cannot be listed, waiting to be finished, or back before a long look ended.
-* A source in which nothing is left at all, though files of it are known, looks like a disk that is not mounted: it is refused, and its files stay
-  known, until something is in it again or the caller says that it was emptied on purpose (``accept_empty``, or overwriting).
+* A source in which nothing is left at all, though a hundred files of it or more are known, looks like a disk that is not mounted: it is refused, and
+  its files stay known, until something is in it again or the caller says that it was emptied on purpose (``accept_empty``, or overwriting).
 * Sources that lie within each other are one: each file belongs to the outermost.
 """
 
@@ -42,6 +42,9 @@ from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_EMPTIED = 100
+"""A source of fewer files may well be emptied; with this many known, one that holds nothing at all is taken for not mounted."""
 
 _CHUNK = 20_000
 _SMALL_CHUNK = 1_000  # with a time budget, which is looked at after each
@@ -86,8 +89,6 @@ class Discovery:
         Where to go on; None when all sources were listed to the end.
     listed, unchanged, waiting : int
         Files seen, files as known, files that are not yet to be taken.
-    ready_ns : int or None
-        When the last of the files that only wait for their quiet period can be taken, nanoseconds since 1970 UTC.
     changes : dict of Change to int
     skipped : dict of str to int
         Entries that are not files, by kind.
@@ -100,7 +101,6 @@ class Discovery:
     listed: int = 0
     unchanged: int = 0
     waiting: int = 0
-    ready_ns: int | None = None
     changes: dict[Change, int] = field(default_factory=lambda: dict.fromkeys(Change, 0))
     skipped: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
@@ -137,6 +137,7 @@ def discover(
     position: Position | None = None,
     seconds: float | None = None,
     overwrite: bool = False,
+    patient: bool = False,
     exclude: Iterable[str] = (),
 ) -> Discovery:
     """List the sources, compare with what is known, and seal what changed into batches.
@@ -155,6 +156,8 @@ def discover(
         Time budget; the call returns soon after it with a `position` to go on from.
     overwrite : bool
         Take every listed file as new, and all other known files as removed.
+    patient : bool
+        Wait, once and for no longer than the quiet period, for files that are too young, and take those that were left alone in that time.
     exclude : iterable of str
         Addresses of folders never to be entered, such as the lake itself.
 
@@ -174,7 +177,7 @@ def discover(
     for source in sources:
         Listing(source)
     with table_lock(lake, "_discovery", LOCK_SECONDS if seconds is None else max(1.0, seconds)):
-        return _Look(lake, sources, settings, position, seconds, overwrite=overwrite, exclude=tuple(exclude)).run()
+        return _Look(lake, sources, settings, position, seconds, overwrite=overwrite, patient=patient, exclude=tuple(exclude)).run()
 
 
 class _Look:
@@ -187,8 +190,10 @@ class _Look:
         seconds: float | None,
         *,
         overwrite: bool,
+        patient: bool,
         exclude: tuple[str, ...],
     ) -> None:
+        self.patient = patient
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.lake, self.settings, self.overwrite, self.exclude = lake, settings, overwrite, exclude
         self.excluded = tuple(folder_prefix(file_address(os.path.realpath(os_path(address)))) for address in exclude)
@@ -202,6 +207,7 @@ class _Look:
         self.moved_from: set[str] = set()
         self.real_folders: dict[str, bool] = {}
         self.missing: set[str] = set()
+        self.young: list[tuple[Listing, Waiting]] = []
         self.unlisted: list[str] = []
         self.state_file: Path | None = None
         self.position = self._resume(position) or Position(0, None, time.time_ns())
@@ -242,7 +248,7 @@ class _Look:
         for listing in self.listings:
             low, high = self._span(listing, None, None)
             with os.scandir(os_path(listing.source)) as entries:
-                if high > low and next(entries, None) is None:
+                if high - low >= _EMPTIED and next(entries, None) is None:
                     self.found.refused[listing.source] = high - low
         if self.found.refused and len(self.found.refused) == len(self.listings):
             source, count = next(iter(self.found.refused.items()))
@@ -284,6 +290,7 @@ class _Look:
                 self.found.skipped[kind] = self.found.skipped.get(kind, 0) + count
             if self.found.position is not None:
                 return
+        yield from self._grown_up()
         yield from self._removed()
 
     @property
@@ -329,21 +336,49 @@ class _Look:
             was = before.pop(entry.path, None)
             if isinstance(entry, Waiting):
                 self.found.waiting += 1
-                if entry.ready_ns is not None:
-                    self.found.ready_ns = max(self.found.ready_ns or 0, entry.ready_ns)
-                continue
-            if entry.failure and entry.path.endswith("/"):
-                self.unlisted.append(entry.path)
-            self.found.listed += 1
-            if was is None or self.overwrite:
-                changed.append(entry)
-            elif was == (entry.length, entry.mtime_ns) or entry.failure:
-                self.found.unchanged += 1
+                if entry.ready_ns is not None and self.patient:
+                    self.young.append((listing, entry))
             else:
-                changed.append(replace(entry, change=Change.MODIFIED))
+                changed += self._suspect(entry, was)
         inner = (other.prefix for other in self.listings if other.prefix != listing.prefix and other.prefix.startswith(listing.prefix))
         elsewhere = (*self.unlisted, *inner)
         self.missing.update(path for path in before if not path.startswith(elsewhere))
+        yield from self._confirm(changed)
+
+    def _suspect(self, file: SourceFile, was: tuple[int, int] | None) -> list[SourceFile]:
+        """Tell by size and time whether a file may have changed: it alone, or nothing."""
+        if file.failure and file.path.endswith("/"):
+            self.unlisted.append(file.path)
+        self.found.listed += 1
+        if was is None or self.overwrite:
+            return [file]
+        if was == (file.length, file.mtime_ns) or file.failure:
+            self.found.unchanged += 1
+            return []
+        return [replace(file, change=Change.MODIFIED)]
+
+    def _grown_up(self) -> Iterator[SourceFile]:
+        """Wait until files that were too young when they were listed are old enough; those that are being written on are left for another look."""
+        if not self.young:
+            return
+        ready_ns = max(waiting.ready_ns or 0 for _, waiting in self.young)
+        seconds = min((ready_ns - time.time_ns()) / 1e9, self.settings.quiet_seconds)
+        if seconds > 0:
+            logger.info("waiting %.1f s: %d files are younger than %g s", seconds, len(self.young), self.settings.quiet_seconds)
+            time.sleep(seconds)
+        paths = [waiting.path for _, waiting in self.young]
+        rows = self.known.filter(pl.col("path").is_in(paths)).select("path", "length", "mtime_ns").iter_rows()
+        before = {path: (length, mtime_ns) for path, length, mtime_ns in rows}
+        changed: list[SourceFile] = []
+        for listing, waiting in self.young:
+            entry = listing.look_again(waiting)
+            if isinstance(entry, Waiting):
+                continue
+            self.found.waiting -= 1
+            if entry is not None:
+                changed += self._suspect(entry, before.get(entry.path))
+            elif waiting.path in before:
+                self.missing.add(waiting.path)
         yield from self._confirm(changed)
 
     def _confirm(self, changed: list[SourceFile]) -> Iterator[SourceFile]:

@@ -16,14 +16,16 @@ import fcntl
 import logging
 import os
 import random
+import re
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +34,7 @@ from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from pixels_assets.errors import CommitConflictError, LakeError
+from pixels_assets.errors import CommitConflictError, LakeError, UsageError
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_folder, validate_batch
 from pixels_assets.lake.schema import PARTITION, TABLES, Table
 
@@ -52,6 +54,17 @@ _CONFIGURATION = {
     "delta.logRetentionDuration": "interval 30 days",
     "delta.deletedFileRetentionDuration": "interval 7 days",
 }
+
+
+_MISREAD = re.compile(r"[][|^\\%=#?\x00-\x1f\x7f]")
+"""delta-rs fails on these in a path or decodes them; polars takes a folder with an equals sign for a partition."""
+
+
+class _LocalTable(DeltaTable):
+    """A table in a folder of any name: readers that ask it for its files get paths, not the URLs that polars would look for as they stand."""
+
+    def file_uris(self, *args: Any, **kwargs: Any) -> list[str]:
+        return [unquote(uri) for uri in super().file_uris(*args, **kwargs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +133,15 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
 
     Raises
     ------
+    UsageError
+        The path of the folder holds a character that Delta's readers do not take.
     LakeError
         The folder cannot be written, or holds a table that does not fit.
     """
+    misread = _MISREAD.search(str(lake))
+    if misread:
+        msg = f"the lake cannot be in {str(lake)!r}: readers of Delta tables take {misread[0]!r} for something else; choose another folder"
+        raise UsageError(msg)
     with lake_errors("create the lake", lake):
         lake.mkdir(parents=True, exist_ok=True)
     for table in tables:
@@ -154,7 +173,7 @@ def open_table(lake: Path, table: str) -> DeltaTable:
         There is none, or it cannot be read.
     """
     with _delta_errors(f"open the table {table}", lake / table):
-        return DeltaTable(lake / table)
+        return _LocalTable(lake / table)
 
 
 def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
@@ -190,7 +209,7 @@ def committed(lake: Path, table: Table, batches: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def table_lock(lake: Path, name: str, timeout: float | None = None) -> Iterator[None]:
+def table_lock(lake: Path, name: str, timeout: float | None = None, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock of this name while the block runs; others that ask for it wait, in this process and in all others.
 
     Parameters
@@ -200,6 +219,8 @@ def table_lock(lake: Path, name: str, timeout: float | None = None) -> Iterator[
         A table or any other word that can name a file.
     timeout : float or None
         Seconds to wait; None waits for ever.
+    on_wait : callable, optional
+        Called once when the lock is not free at first.
 
     Raises
     ------
@@ -217,7 +238,10 @@ def table_lock(lake: Path, name: str, timeout: float | None = None) -> Iterator[
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with lake_errors(f"lock {name}", path):
-            free = _lock(descriptor, timeout)
+            free = _lock(descriptor, 0)
+            if not free:
+                on_wait()
+                free = _lock(descriptor, timeout)
         if not free:
             msg = f"{name} is locked since {timeout:g} s by another process ({path}); wait for it or stop it, then run again"
             raise LakeError(msg)
@@ -339,7 +363,7 @@ def commit(
         files_removed=len(plan),
         seconds=time.monotonic() - started,
     )
-    logger.info("batch %s landed in %s, version %d: %d rows in %.2f s", batch, table.name, version, result.rows, result.seconds)
+    logger.debug("batch %s landed in %s, version %d: %d rows in %.2f s", batch, table.name, version, result.rows, result.seconds)
     return result
 
 

@@ -38,6 +38,7 @@ STATISTICS_CHARACTERS = 256
 """Longest text in statistics. Delta's usual 32 would cut addresses and UIDs within their common prefix and prune nothing."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_UNFINISHED = ".tmp-"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -156,7 +157,7 @@ class PartFile:
         self._table, self._schema = table, schema
         self._folder = lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
-        self._unfinished = self._folder / f".tmp-{self._final.name}"
+        self._unfinished = self._folder / f"{_UNFINISHED}{self._final.name}"
         self._action = f"write a part of {table.name}"
         self._bounds: dict[str, list[Any]] = {}
         self._nulls = {column: 0 for column in table.statistics if column in schema.names}
@@ -365,6 +366,28 @@ class PartWriter:
         self._closed.append(part)
         self._file = None
         self._part_bytes = 0
+
+
+def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfinished: bool = False) -> None:
+    """Remove files that were written under names that begin so, and that no commit names; what cannot be removed stays.
+
+    Parameters
+    ----------
+    lake : Path
+    table : Table
+    batch : str
+    prefix : str
+        Beginning of the names that their writers were given.
+    only_unfinished : bool
+        Leave complete ones alone.
+    """
+    folder = lake / table.name / f"{PARTITION}={validate_batch(batch)}"
+    with suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 - names are all that is needed
+            is_unfinished = name.startswith(_UNFINISHED)
+            if name.removeprefix(_UNFINISHED).startswith(prefix) and (is_unfinished or not only_unfinished):
+                with suppress(OSError):
+                    (folder / name).unlink()
 
 
 def part_from_table(lake: Path, table: Table, batch: str, name: str, values: pa.Table) -> Part:

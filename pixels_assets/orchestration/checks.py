@@ -8,19 +8,26 @@ from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed
 from pixels_assets.lake.query import scan
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, UNZIPPED_ARCHIVES, Table
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import Metadata, asset_key, in_words
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 
 FAILING = (Status.CORRUPT, Status.ENCRYPTED, Status.LIMIT_EXCEEDED, Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
 
 
-_OBJECT = ["batch", "path"]
+_KEY = ["batch", "path"]
+_OBJECT = pl.struct("batch", "path").hash().alias("object")
+"""Eight bytes for an object, since an archive may hold a million of them."""
 
 
 def _batch(context: dg.AssetCheckExecutionContext) -> str | None:
-    """The batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
+    """Name the batch of the run that a check belongs to; None when it is run by itself, over the whole lake."""
     step = context.op_execution_context
     return step.partition_key if step.has_partition_key else None
+
+
+def _about(batch: str | None) -> Metadata:
+    """Say what a result is about: checks have no partitions that the UI could show."""
+    return {"batch": batch or "the whole lake"}
 
 
 def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
@@ -34,16 +41,19 @@ def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
     description="Every file that was listed has exactly one row, and no row is without a file.",
 )
 def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Compare the manifests with the rows."""
     batch, sealed = _batch(context), manifests(lake.path)
     keys = sorted(committed(lake.path, DICOM_METADATA, sealed.keys())) if batch is None else [batch]
     listed = pl.DataFrame(
-        [(key, file.path) for key in keys for file in sealed.load(key) if file.change is not Change.REMOVED], schema=dict.fromkeys(_OBJECT, pl.String), orient="row"
+        [(key, file.path) for key in keys for file in sealed.load(key) if file.change is not Change.REMOVED],
+        schema=dict.fromkeys(_KEY, pl.String),
+        orient="row",
     )
-    rows = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") == 0).select(_OBJECT).collect()
-    missing, extra = listed.join(rows, on=_OBJECT, how="anti"), rows.join(listed, on=_OBJECT, how="anti")
+    rows = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") == 0).select(_KEY).collect()
+    missing, extra = listed.join(rows, on=_KEY, how="anti"), rows.join(listed, on=_KEY, how="anti")
     return dg.AssetCheckResult(
         passed=missing.is_empty() and extra.is_empty() and len(rows) == len(listed),
-        metadata={"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
+        metadata=_about(batch) | {"listed": len(listed), "rows": len(rows), "missing": len(missing), "unexpected": len(extra)},
     )
 
 
@@ -53,21 +63,23 @@ def listed_is_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResour
     description="Every archive member has one row here and one in dicom_metadata, and belongs to an archive that has a row itself.",
 )
 def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Compare the members with their rows and their archives."""
     batch = _batch(context)
-    members = _rows(lake, UNZIPPED_ARCHIVES, batch).select(*_OBJECT, "original_path")
-    inside = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") > 0).select(_OBJECT)
-    loose = _rows(lake, DICOM_METADATA, batch).filter(pl.col("depth") == 0).select("batch", original_path="path")
+    metadata = _rows(lake, DICOM_METADATA, batch)
+    members = _rows(lake, UNZIPPED_ARCHIVES, batch).select(_OBJECT, archive=pl.struct("batch", "original_path").hash())
+    inside = metadata.filter(pl.col("depth") > 0).select(_OBJECT)
+    loose = metadata.filter(pl.col("depth") == 0).select(archive=pl.struct("batch", original_path="path").hash())
     figures = {
         "members": members,
         "rows": inside,
-        "distinct": members.select(_OBJECT).unique(),
-        "without_row": members.join(inside, on=_OBJECT, how="anti"),
-        "without_member": inside.join(members, on=_OBJECT, how="anti"),
-        "without_archive": members.join(loose, on=["batch", "original_path"], how="anti"),
+        "distinct": members.select("object").unique(),
+        "without_row": members.join(inside, on="object", how="anti"),
+        "without_member": inside.join(members, on="object", how="anti"),
+        "without_archive": members.join(loose, on="archive", how="anti"),
     }
     found = {name: int(frame.select(pl.len()).collect().item()) for name, frame in figures.items()}
     complete = found["without_row"] == found["without_member"] == found["without_archive"] == 0
-    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata=found)
+    return dg.AssetCheckResult(passed=complete and found["members"] == found["rows"] == found["distinct"], metadata={**_about(batch), **found})
 
 
 @dg.asset_check(
@@ -75,6 +87,7 @@ def members_are_accounted(context: dg.AssetCheckExecutionContext, lake: LakeReso
     description="No path of the batch occurs twice in the whole catalog, and no rowId twice in the batch; run by itself: of the whole catalog.",
 )
 def rows_are_unique(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Count rows, paths and row ids of the batch, and rows of other batches with these paths."""
     batch = _batch(context)
     rows = _rows(lake, OBJECT_CATALOG, batch).select("rowId", "path").collect()
     figures = {"rows": len(rows), "row_ids": rows["rowId"].n_unique(), "paths": rows["path"].n_unique(), "elsewhere": 0}
@@ -83,7 +96,7 @@ def rows_are_unique(context: dg.AssetCheckExecutionContext, lake: LakeResource) 
         others = _rows(lake, OBJECT_CATALOG, None).filter(pl.col("batch") != batch, pl.col("path").is_in(rows["path"].implode()))
         figures["elsewhere"] = int(others.select(pl.len()).collect().item())
     unique = figures["rows"] == figures["row_ids"] == figures["paths"] and not figures["elsewhere"]
-    return dg.AssetCheckResult(passed=unique, metadata=figures)
+    return dg.AssetCheckResult(passed=unique, metadata={**_about(batch), **figures})
 
 
 @dg.asset_check(
@@ -91,13 +104,16 @@ def rows_are_unique(context: dg.AssetCheckExecutionContext, lake: LakeResource) 
     description="No failing status takes a larger share of the batch's objects than PIXELS_FAILURE_SHARE.",
 )
 def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource, engine: EngineResource) -> dg.AssetCheckResult:
-    statuses = dict(_rows(lake, DICOM_METADATA, _batch(context)).group_by("status").len().collect().iter_rows())
+    """Compare the share of each failing status with the limit."""
+    batch = _batch(context)
+    statuses = dict(_rows(lake, DICOM_METADATA, batch).group_by("status").len().collect().iter_rows())
     limit, total = engine.settings().failure_share, sum(statuses.values())
     too_many = [status for status in FAILING if statuses.get(status, 0) > limit * total]
     return dg.AssetCheckResult(
         passed=not too_many,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"limit": limit, "objects": total, "above_limit": ", ".join(too_many) or "none", "statuses": counts("status", statuses)},
+        metadata=_about(batch)
+        | {"limit": f"{limit:.0%}", "objects": total, "above_limit": ", ".join(too_many) or "none", "statuses": in_words(statuses)},
     )
 
 
@@ -106,7 +122,9 @@ def failures_are_few(context: dg.AssetCheckExecutionContext, lake: LakeResource,
     description="Every image that could be decoded has a thumbnail: no decoder failed, and no image with a thumbnail lacks its bytes.",
 )
 def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    rows = _rows(lake, THUMBNAILS, _batch(context))
+    """Count images that have no thumbnail although their format is supported."""
+    batch = _batch(context)
+    rows = _rows(lake, THUMBNAILS, batch)
     outcomes = dict(rows.filter(pl.col("status") != "ok").group_by("error_code").len().collect().iter_rows())
     size = pl.col("thumbnail").bin.size().fill_null(0)
     made, empty = rows.filter(pl.col("status") == "ok").select(pl.len(), empty=(size == 0).sum()).collect().row(0)
@@ -114,7 +132,7 @@ def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lak
     return dg.AssetCheckResult(
         passed=not failed and not empty,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"thumbnails": made, "decoder_failed": failed, "empty": empty, "without": counts("reason", outcomes)},
+        metadata=_about(batch) | {"thumbnails": made, "decoder_failed": failed, "empty": empty, "without": in_words(outcomes)},
     )
 
 

@@ -3,42 +3,64 @@
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import dagster as dg
 import yaml
 from dagster._core.instance.ref import InstanceRef
+from sqlalchemy.exc import DatabaseError
 
+from pixels_assets.errors import InstanceError
 from pixels_assets.settings import home
 
 PROCESS_TAG = "pixels/process"
 """Host and process that a command's run lives in: when that is gone, so is the run."""
 
+_TOKEN = token_hex(4)
+_GOING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
 
 @contextmanager
 def shared_instance() -> Iterator[dg.DagsterInstance]:
-    """Open the instance of `home()`, wherever the process works: its relative folders count from there."""
+    """Open the instance of `home()`, wherever the process works: its relative folders count from there.
+
+    Raises
+    ------
+    InstanceError
+        Its storage cannot be opened; or it failed in the block, where all that raises errors of a database is this storage.
+    """
     os.environ.setdefault("DAGSTER_HOME", str(home()))
-    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"  # where no dagster.yaml says so
-    with dg.DagsterInstance.from_ref(_ref(home())) as instance:
-        end_lost_runs(instance)
-        yield instance
+    try:
+        with ExitStack() as opened:
+            try:
+                instance = opened.enter_context(dg.DagsterInstance.from_ref(_ref(home())))
+            except OSError as error:
+                raise _storage_error(error.strerror or type(error).__name__) from error
+            end_lost_runs(instance)
+            yield instance
+    except DatabaseError as error:
+        raise _storage_error(str(error.orig)) from error
+
+
+def _storage_error(reason: str) -> InstanceError:
+    return InstanceError(f"Dagster's storage below {home()} cannot be used: {reason}; free space or grant write access there, then run again")
 
 
 def process_tag() -> str:
-    """Name of this process on this machine."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Name of this process on this machine; the last part tells it from others that get the same number later, as in a container."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_TOKEN}"
 
 
 def end_lost_runs(instance: dg.DagsterInstance) -> None:
     """Mark runs as failed whose process on this machine was killed; nothing else would ever do that."""
-    going = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
-    for run in instance.get_runs(going):
-        host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")
-        if host == socket.gethostname() and pid != str(os.getpid()) and not _alive(int(pid)):
-            instance.report_run_failed(run, "The process of this run was killed. The batch was not lost: run `pixels ingest` again, or materialize it.")
+    for run in instance.get_runs(dg.RunsFilter(statuses=_GOING)):
+        host, pid, token = (run.tags.get(PROCESS_TAG, "").split(":") + ["", ""])[:3]
+        is_ours = pid == str(os.getpid())
+        if host == socket.gethostname() and (token != _TOKEN if is_ours else not _alive(int(pid))):
+            instance.report_run_failed(run, "The process of this run was killed. Nothing is lost: run `pixels ingest` again.")
 
 
 def _alive(pid: int) -> bool:
@@ -51,24 +73,28 @@ def _alive(pid: int) -> bool:
     return True
 
 
+# A command's output belongs to its terminal. Dagster's capture would start two processes a step, and print their stack traces on Ctrl-C.
+_NO_CAPTURE = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+
+
 def _ref(folder: Path) -> InstanceRef:
     file = folder / "dagster.yaml"
     if not file.exists():
         base = folder / "var" / "dagster"
         base.mkdir(parents=True, exist_ok=True)
-        return InstanceRef.from_dir(str(base))
+        (base / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+        return InstanceRef.from_dir(str(base), overrides={"compute_logs": _NO_CAPTURE})
     written: Mapping[str, Any] = yaml.safe_load(file.read_text()) or {}
     return InstanceRef.from_dir(str(folder), overrides=_anchored(written, folder))
 
 
 def _anchored(written: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The storage sections of `dagster.yaml` with their relative folders made absolute; Dagster takes them from the working folder otherwise."""
-    anchored: dict[str, Any] = {}
+    """Make relative folders in the storage sections of `dagster.yaml` absolute; Dagster would take them from the working folder."""
+    anchored: dict[str, Any] = {"compute_logs": _NO_CAPTURE}
     sqlite = (written.get("storage") or {}).get("sqlite")
     if sqlite and isinstance(sqlite.get("base_dir"), str):
         anchored["storage"] = {"sqlite": sqlite | {"base_dir": str(folder / sqlite["base_dir"])}}
-    for section in ("local_artifact_storage", "compute_logs"):
-        given = written.get(section)
-        if given and isinstance((given.get("config") or {}).get("base_dir"), str):
-            anchored[section] = given | {"config": given["config"] | {"base_dir": str(folder / given["config"]["base_dir"])}}
+    artifacts = written.get("local_artifact_storage")
+    if artifacts and isinstance((artifacts.get("config") or {}).get("base_dir"), str):
+        anchored["local_artifact_storage"] = artifacts | {"config": artifacts["config"] | {"base_dir": str(folder / artifacts["config"]["base_dir"])}}
     return anchored

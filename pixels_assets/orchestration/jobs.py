@@ -11,14 +11,16 @@ from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.failures import failing_clearly
-from pixels_assets.orchestration.metadata import asset_key, counts
+from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
 from pixels_assets.settings import home
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(*(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))),
+    selection=dg.AssetSelection.assets(
+        *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
+    ),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
 )
 
@@ -26,30 +28,35 @@ ingest_batch = dg.define_asset_job(
 class DiscoverConfig(dg.Config):
     """Which folders to list, and how."""
 
-    sources: list[str] = Field(default_factory=list, description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
+    sources: list[str] = Field(default=[], description="Folders to list. Default: those of the `sources` resource (PIXELS_SOURCES).")
     mode: str = Field(default="append", description="`append`: only what changed. `overwrite`: everything again, and forget all other files.")
 
 
 @dg.op(description="List the sources, seal what changed into batches and make them partitions.", out=dg.Out(list[str]))
 def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: LakeResource, sources: SourcesResource) -> list[str]:
+    """Seal what is new, changed, moved or gone; returns the keys of the batches."""
     with failing_clearly():
-        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode))
+        found = look(context.instance, lake, sources, config.sources or sources.folders, overwrite=is_overwrite(config.mode), patient=True)
     context.add_output_metadata(
         {
             "batches": len(found.batches),
+            "keys": " to ".join(dict.fromkeys([*found.batches[:1], *found.batches[-1:]])) or "none",
             "listed": found.listed,
             "unchanged": found.unchanged,
             "waiting": found.waiting,
-            "changes": counts("change", {change.value: count for change, count in found.changes.items()}),
-            "skipped": counts("kind", found.skipped),
-            "refused": counts("empty source", found.refused),
+            "changes": in_words({change.value: count for change, count in found.changes.items()}),
+            "skipped": in_words(found.skipped),
+            "refused": in_words(found.refused),
         }
     )
     return found.batches
 
 
-@dg.job(name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then.")
+@dg.job(
+    name="discover", description="Look for new, modified, removed and moved files, and seal them into batches. Materialize or backfill these then."
+)
 def discover_job() -> None:
+    """Look at the sources."""
     seal_batches()
 
 
@@ -62,6 +69,7 @@ def look(
     overwrite: bool = False,
     position: Position | None = None,
     seconds: float | None = None,
+    patient: bool = False,
 ) -> Discovery:
     """Look at the sources once; what it seals becomes partitions.
 
@@ -80,7 +88,7 @@ def look(
     # What this program writes itself is no source, wherever it lies: it would never come to an end.
     own = [root, home() / "var" / "dagster", *map(Path, sources.exclude), *([settings.extract_to] if settings.extract_to else [])]
     exclude = [file_address(folder.absolute()) for folder in own]
-    found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, exclude=exclude)
+    found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, patient=patient, exclude=exclude)
     register(instance, found.batches)
     return found
 
@@ -93,4 +101,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = [ingest_batch, discover_job]
+JOBS = (ingest_batch, discover_job)

@@ -11,7 +11,7 @@ from itertools import islice
 import dagster as dg
 
 from pixels_assets.errors import PixelsError
-from pixels_assets.lake.changes import Position, manifests
+from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.orchestration.jobs import ingest_batch, look
 from pixels_assets.orchestration.partitions import register
@@ -59,43 +59,47 @@ def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRe
     return dg.RunRequest(run_key=key, partition_key=batch, tags={_LAKE_TAG: str(lake.path)})
 
 
-def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
+def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
     """Make both sensors.
 
     Parameters
     ----------
     watching : bool
         Whether they run without being switched on in the UI.
+    seconds : int
+        Time between two looks at the sources.
     """
     status = dg.DefaultSensorStatus.RUNNING if watching else dg.DefaultSensorStatus.STOPPED
 
     @dg.sensor(
         name="arrivals",
         job=ingest_batch,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=seconds,
         default_status=status,
-        description="New, changed, moved and removed files of the sources.",
+        description="What is new, changed, moved or removed in the watched folders becomes batches; every batch that has had no run gets one.",
     )
     def arrivals(context: dg.SensorEvaluationContext, lake: LakeResource, sources: SourcesResource) -> dg.SensorResult | dg.SkipReason:
         if not sources.folders:
             return dg.SkipReason("no source folder is set: set PIXELS_SOURCES, or `folders` of the resource `sources`")
         try:
-            found = look(context.instance, lake, sources, sources.folders, position=Cursor.parse(context.cursor).position, seconds=sources.tick_seconds)
+            found = look(
+                context.instance, lake, sources, sources.folders, position=Cursor.parse(context.cursor).position, seconds=sources.tick_seconds
+            )
         except PixelsError as error:
             return dg.SkipReason(str(error))
         runs = _runs(context.instance, lake, pending_batches(lake.path))
         fresh = list(islice((batch for batch, known in runs if not known), REQUESTS_PER_TICK))
         register(context.instance, fresh)  # one that was sealed by a process that was killed then is not yet a partition
         requests = [run_request(lake, batch) for batch in fresh]
-        skipped = None if requests else f"nothing new among {found.listed} files; {found.waiting} wait"
+        skipped = None if requests else _nothing_to_run(found)
         return dg.SensorResult(run_requests=requests, skip_reason=skipped, cursor=str(Cursor(found.position)))
 
     @dg.sensor(
         name="failed_batches",
         job=ingest_batch,
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=2 * seconds,
         default_status=status,
-        description="Batches whose run failed, up to three times.",
+        description=f"A batch whose last run failed is run again, {RUNS_PER_BATCH} times in all.",
     )
     def failed_batches(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
@@ -107,6 +111,12 @@ def sensors(*, watching: bool) -> list[dg.SensorDefinition]:
         return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("no batch failed")
 
     return [arrivals, failed_batches]
+
+
+def _nothing_to_run(found: Discovery) -> str:
+    waiting = f", {found.waiting} being written wait for a later look" if found.waiting else ""
+    more = ", and the rest follows at the next tick" if found.position else ""
+    return f"{found.listed} files listed, none new or changed{waiting}{more}"
 
 
 def _is_due(runs: list[dg.DagsterRun]) -> bool:

@@ -1,3 +1,5 @@
+"""Decoding one frame, for every supported compression, damaged data included."""
+
 import zlib
 
 import imagecodecs

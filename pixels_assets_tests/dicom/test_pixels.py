@@ -1,3 +1,5 @@
+"""One frame of an object as an array."""
+
 import importlib.util
 import io
 import struct

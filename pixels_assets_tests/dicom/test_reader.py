@@ -1,3 +1,5 @@
+"""Reading headers: the same as pydicom says, whatever the bytes."""
+
 import importlib.util
 import io
 import json

@@ -1,3 +1,5 @@
+"""From stored values to grey or colour: lookup tables, windows, palettes, colour spaces."""
+
 import struct
 
 import numpy as np

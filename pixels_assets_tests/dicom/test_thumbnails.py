@@ -1,3 +1,5 @@
+"""Thumbnails and contact sheets."""
+
 import csv
 import io
 import os

@@ -1,3 +1,5 @@
+"""Typed values of attributes."""
+
 import datetime as dt
 
 import pytest

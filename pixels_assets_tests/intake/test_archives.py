@@ -1,3 +1,5 @@
+"""The walk through archives: formats, names, damage, guards."""
+
 import bz2
 import gzip
 import io
@@ -786,7 +788,26 @@ def test_every_object_is_announced_before_its_bytes_are_touched(tmp_path):
     for found in walk(source(path), LIMITS, on_enter=announced.append):
         assert found.path in announced
     here = file_address(path)
-    assert announced == [here, f"{here}!/a", f"{here}!/in.zip", f"{here}!/in.zip!/b", f"{here}!/in.zip", here]
+    inner = f"{here}!/in.zip"  # an archive comes again whenever its next member is looked for
+    assert announced == [here, here, f"{here}!/a", here, inner, inner, f"{inner}!/b", inner, here]
+
+
+def test_an_object_is_announced_again_whenever_much_of_it_was_read(tmp_path):
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(200 * MIB)
+    announced = []
+    rows = [found.path for found in walk(source(large), LIMITS, on_enter=announced.append)]
+    assert rows == [file_address(large)]
+    assert announced == rows * len(announced)
+    assert 10 < len(announced) < 50
+
+
+def test_a_member_is_announced_again_whenever_much_of_it_was_expanded(tmp_path):
+    path = written(tmp_path, zip_bytes({"a": bytes(60 * MIB), "b": b"1"}), "o.zip")
+    announced = []
+    assert len(list(walk(source(path), LIMITS, on_enter=announced.append))) == 3
+    assert announced.count(f"{file_address(path)}!/a") > announced.count(f"{file_address(path)}!/b") == 1
 
 
 @pytest.mark.parametrize("make", [zip_bytes, tar_bytes, lambda members: tar_bytes(members, "w:gz")])

@@ -1,3 +1,5 @@
+"""The compact map."""
+
 import random
 
 from pixels_assets.intake.compact import NameMap

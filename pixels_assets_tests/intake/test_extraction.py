@@ -1,3 +1,5 @@
+"""Extracting members below one folder and nowhere else."""
+
 import io
 import os
 import re

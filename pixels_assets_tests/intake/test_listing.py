@@ -1,7 +1,6 @@
 """The walk of a source: complete, in one order, resumable anywhere, and safe among links, devices and folders that cannot be read."""
 
 # Names that are not text are bytes, which pathlib does not take.
-# ruff: noqa: PTH102, PTH103, PTH106, PTH108, PTH118, PTH119, PTH120, PTH123, PTH211
 
 import os
 import shutil

@@ -25,8 +25,8 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.schema import PrimitiveType
 
 import pixels_assets
-from pixels_assets.errors import BatchError, CommitConflictError, LakeError
-from pixels_assets.lake.commit import _write, commit, committed, create_tables, is_committed, open_table, table_lock
+from pixels_assets.errors import BatchError, CommitConflictError, LakeError, UsageError
+from pixels_assets.lake.commit import _write, commit, committed, create_tables, is_committed, open_table, part_files, table_lock
 from pixels_assets.lake.parts import Part, PartWriter
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, RAW_FILES, TABLES, Column, Table
 
@@ -105,6 +105,27 @@ def test_a_batch_lands_with_its_rows_run_and_ledger(lake) -> None:
     (entry,) = open_table(lake, "small").history(1)
     assert (entry["dagster_run_id"], entry["pixels_batch"]) == ("run", "b1")
     assert is_committed(lake, SMALL, "b1")
+
+
+@pytest.mark.parametrize("name", ["with space", "dönér", "a*b", "a{b}", "it's", 'a"b', "a:b", "a+b&c"])
+def test_a_lake_may_lie_in_a_folder_with_an_unusual_name(tmp_path, name) -> None:
+    lake = tmp_path / name
+    create_tables(lake, [SMALL])
+    land(lake, "b1", ["/a"])
+    land(lake, "b2", ["/b"])
+    land(lake, "b2", ["/c"])
+    scanned = pl.scan_delta(open_table(lake, SMALL.name))
+    assert sorted(scanned.collect()["original_path"]) == ["/a", "/c"]
+    assert scanned.filter(pl.col("batch") == "b2").collect()["original_path"].to_list() == ["/c"]
+    assert open_table(lake, SMALL.name).to_pyarrow_dataset().count_rows() == 2
+    assert all(file.exists() for file in part_files(lake, SMALL, ["b1", "b2"]))
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a|b", "a^b", "a\\b", "a%20b", "a#b", "a?b", "a=b", "a\nb"])
+def test_a_lake_is_refused_where_readers_would_not_find_it(tmp_path, name) -> None:
+    with pytest.raises(UsageError, match="choose another folder"):
+        create_tables(tmp_path / name, [SMALL])
+    assert not (tmp_path / name).exists()
 
 
 def test_the_same_batch_twice_gives_the_same_rows(lake) -> None:

@@ -132,7 +132,7 @@ def test_a_backfill_of_some_batches_brings_in_those(place) -> None:
 
 
 def preview(said):
-    found = said["thumbnails"].get("preview")
+    found = said["thumbnails"].get("contact_sheet")
     return found if found is None else base64.b64decode(found.split("base64,")[1].rstrip(")"))
 
 
@@ -142,7 +142,7 @@ def test_the_contact_sheet_takes_at_most_50_kib_of_the_event_log(place, figures)
         place.write(f"{number:02}/CT_small.dcm")
     (batch,) = place.seal()
     said = figures(place.run(batch))
-    assert len(said["thumbnails"]["preview"].encode()) <= 50 * 1024
+    assert len(said["thumbnails"]["contact_sheet"].encode()) <= 50 * 1024
     width, height = Image.open(io.BytesIO(preview(said))).size
     assert width > 96
     assert height > 96
@@ -233,9 +233,7 @@ def test_a_source_that_is_gone_fails_the_run_clearly_and_commits_nothing(place, 
     shutil.rmtree(place.source)
     result = place.run(batch)
     assert not result.success
-    assert reasons(result) == [
-        f"the source folder {place.source} went away during the run; bring it back and run again, nothing of this batch was committed"
-    ]
+    assert reasons(result) == [f"the source folder {place.source} is not there any more; bring it back and run again, the batch is then read again"]
     assert place.rows("dicom_metadata").is_empty()
     place.write("CT_small.dcm")
     assert place.run(batch).success

@@ -58,7 +58,7 @@ def test_all_pass_on_good_tables(good, check_all) -> None:
     found = check_all(place)
     assert found.keys() == NAMES
     assert failing(found) == set()
-    assert found["listed_is_accounted"][1] == {"listed": 3, "rows": 3, "missing": 0, "unexpected": 0}
+    assert found["listed_is_accounted"][1] == {"batch": "the whole lake", "listed": 3, "rows": 3, "missing": 0, "unexpected": 0}
     assert found["members_are_accounted"][1]["members"] == 1
     assert found["rows_are_unique"][1]["rows"] == 4
     assert found["decodable_images_have_thumbnails"][1]["thumbnails"] == 3
@@ -86,7 +86,7 @@ def test_a_row_without_a_file_is_found(good, check_all) -> None:
     add(place, batch, DICOM_METADATA, {"path": "/x", "original_path": "/x", "depth": 0, "status": "indexed"})
     found = check_all(place)
     assert failing(found) == {"listed_is_accounted"}
-    assert found["listed_is_accounted"][1] == {"listed": 3, "rows": 4, "missing": 0, "unexpected": 1}
+    assert found["listed_is_accounted"][1] == {"batch": "the whole lake", "listed": 3, "rows": 4, "missing": 0, "unexpected": 1}
 
 
 def test_a_file_without_a_row_is_found(good, check_all) -> None:
@@ -94,7 +94,7 @@ def test_a_file_without_a_row_is_found(good, check_all) -> None:
     add(place, batch, DICOM_METADATA, only=[f"{place.source}/MR_small.dcm"])
     found = check_all(place)
     assert failing(found) == {"listed_is_accounted"}
-    assert found["listed_is_accounted"][1] == {"listed": 3, "rows": 2, "missing": 1, "unexpected": 0}
+    assert found["listed_is_accounted"][1] == {"batch": "the whole lake", "listed": 3, "rows": 2, "missing": 1, "unexpected": 0}
 
 
 def test_a_file_with_two_rows_is_found(good, check_all) -> None:
@@ -132,7 +132,7 @@ def test_a_path_or_row_id_that_comes_twice_is_found(good, check_all) -> None:
     add(place, "20990101T000000-0001", OBJECT_CATALOG, row)
     found = check_all(place)
     assert failing(found) == {"rows_are_unique"}
-    assert found["rows_are_unique"][1] == {"rows": 5, "row_ids": 4, "paths": 4, "elsewhere": 0}
+    assert found["rows_are_unique"][1] == {"batch": "the whole lake", "rows": 5, "row_ids": 4, "paths": 4, "elsewhere": 0}
 
 
 def test_a_batch_notices_rows_that_another_batch_has_of_its_files(good, checked, tmp_path) -> None:
@@ -145,7 +145,7 @@ def test_a_batch_notices_rows_that_another_batch_has_of_its_files(good, checked,
     result = place.run(batch)
     assert result.success  # it does not block: the rows are there already
     assert failing(checked(result)) == {"rows_are_unique"}
-    assert checked(result)["rows_are_unique"][1] == {"rows": 1, "row_ids": 1, "paths": 1, "elsewhere": 1}
+    assert checked(result)["rows_are_unique"][1] == {"batch": batch, "rows": 1, "row_ids": 1, "paths": 1, "elsewhere": 1}
 
 
 def test_too_many_failures_of_one_kind_are_a_warning(place, checked) -> None:

@@ -22,7 +22,7 @@ def test_sources_of_the_run_config_become_batches_and_partitions(place) -> None:
     assert place.instance.get_dynamic_partitions("batch") == [batch] == place.keys()
     said = {name: value.value for name, value in result.filter_events(lambda event: event.is_successful_output)[0].step_output_data.metadata.items()}
     assert (said["batches"], said["listed"], said["unchanged"], said["waiting"]) == (1, 1, 0, 0)
-    assert "| new | 1 |" in said["changes"]
+    assert said["changes"] == "1 new"
     assert place.run(batch).success
     assert discover(place, {"sources": [str(place.source)]}).output_for_node("seal_batches") == []
 
@@ -69,9 +69,11 @@ def test_wrong_config_fails_clearly_and_makes_nothing(place, reasons, config, me
 
 
 def test_an_emptied_source_fails_clearly(place, reasons) -> None:
-    path = place.write("CT_small.dcm")
+    paths = [place.write(f"{number}/CT_small.dcm") for number in range(100)]
     place.seal()
-    path.unlink()
+    for path in paths:
+        path.unlink()
+        path.parent.rmdir()
     result = discover(place, {"sources": [str(place.source)]})
     assert "mount its disk" in reasons(result)[0]
     assert discover(place, {"sources": [str(place.source)]}, accept_empty=True).success

@@ -18,7 +18,7 @@ class Daemon:
 
     def __init__(self, place, name="arrivals", **values) -> None:
         self.place, self.cursor, self.keys = place, None, set()
-        self.sensor = next(sensor for sensor in sensors(watching=True) if sensor.name == name)
+        self.sensor = next(sensor for sensor in sensors(watching=True, seconds=30) if sensor.name == name)
         lake, sources = place.resources(**values)
         self.resources = {"lake": lake} | ({"sources": sources} if name == "arrivals" else {})
 

@@ -9,7 +9,7 @@ from pixels_assets.engines.run import commit_catalog, commit_quarantine
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import quarantined_files
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, THUMBNAILS
-from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
+from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, column_lineage, definition, materialization
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import LakeResource
@@ -24,17 +24,18 @@ _QUARANTINE_LINEAGE = column_lineage(QUARANTINE, {"*": [DICOM_METADATA]})
     description=OBJECT_CATALOG.meaning,
     group_name="catalog",
     kinds={"python", "deltalake"},
-    metadata=definition(OBJECT_CATALOG) | {"dagster/column_lineage": _CATALOG_LINEAGE},
+    metadata=definition(OBJECT_CATALOG) | _CATALOG_LINEAGE,
     partitions_def=BATCH,
     code_version="1",
-    retry_policy=ENVIRONMENT_RETRY,
 )
 def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """Put metadata and thumbnails of one batch side by side, and retire what they replace."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
         result = commit_catalog(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
-        return dg.MaterializeResult(metadata=materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files)))
+        figures = materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files))
+        return dg.MaterializeResult(metadata=figures)
 
 
 def _was_read(context: dg.AssetExecutionContext) -> bool:
@@ -46,7 +47,7 @@ def _was_read(context: dg.AssetExecutionContext) -> bool:
 class QuarantineConfig(dg.Config):
     """Whose attempts to count."""
 
-    retry: list[str] = Field(default_factory=list, description="As for `index_objects`: only files in quarantine under these statuses were read again.")
+    retry: list[str] = Field(default=[], description="As for `index_objects`: only files in quarantine under these statuses were read again.")
 
 
 @dg.asset(
@@ -55,12 +56,12 @@ class QuarantineConfig(dg.Config):
     description=QUARANTINE.meaning,
     group_name="catalog",
     kinds={"python", "deltalake"},
-    metadata=definition(QUARANTINE) | {"dagster/column_lineage": _QUARANTINE_LINEAGE},
+    metadata=definition(QUARANTINE) | _QUARANTINE_LINEAGE,
     partitions_def=BATCH,
     code_version="1",
-    retry_policy=ENVIRONMENT_RETRY,
 )
 def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake: LakeResource) -> dg.MaterializeResult:
+    """List the objects of one batch that are neither indexed nor archives."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)
@@ -69,4 +70,5 @@ def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake
             retried = frozenset()
         attempt = f"{context.run.run_id}-{context.retry_number}"
         result = commit_quarantine(root, batch, files, attempt=attempt, run_id=context.run.run_id, retried=retried)
-        return dg.MaterializeResult(metadata=materialization(root, QUARANTINE, result, time.monotonic() - started, len(files)))
+        figures = materialization(root, QUARANTINE, result, time.monotonic() - started, len(files))
+        return dg.MaterializeResult(metadata=figures)

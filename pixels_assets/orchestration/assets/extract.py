@@ -17,8 +17,8 @@ from pixels_assets.engines.run import index_batch
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import quarantined_files, scan
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
-from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
-from pixels_assets.orchestration.metadata import PICTURE_BYTES, asset_key, counts, definition, materialization, picture
+from pixels_assets.orchestration.failures import failing_clearly
+from pixels_assets.orchestration.metadata import PICTURE_BYTES, Metadata, asset_key, counts, definition, materialization, picture
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 from pixels_assets.settings import Settings
@@ -45,24 +45,29 @@ def _spec(table: Table, group: str, kinds: set[str], deps: list[Table], code_ver
 class IndexConfig(dg.Config):
     """What to make of a batch's objects; the defaults are those of the resource `engine`."""
 
-    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels.")
-    extract_to: str | None = Field(default=None, description="Folder to extract archive members to; without one they are read in place only.")
-    preview: bool | None = Field(default=None, description="Attach a contact sheet, which shows patients' images.")
-    retry: list[str] = Field(default_factory=list, description="Read again only the files with an object in quarantine under one of these statuses.")
+    thumbnail_size: int | None = Field(default=None, description="Longest side of a thumbnail, pixels. Default: that of the resource `engine`.")
+    extract_to: str | None = Field(
+        default=None,
+        description="Folder to extract archive members to. Default: that of the resource `engine`; without one they are read in place only.",
+    )
+    preview: bool | None = Field(default=None, description="Attach a contact sheet of patients' images. Default: that of the resource `engine`.")
+    retry: list[str] = Field(default=[], description="Read again only the files with an object in quarantine under one of these statuses.")
 
 
 @dg.multi_asset(
     name="index_objects",
     specs=[
         _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
-        _spec(DICOM_METADATA, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
-        _spec(THUMBNAILS, "extract", {"dicom", "python", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+        _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
     ],
     can_subset=True,
     partitions_def=BATCH,
-    retry_policy=ENVIRONMENT_RETRY,
 )
-def index_objects(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource) -> Iterator[dg.MaterializeResult]:
+def index_objects(
+    context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource
+) -> Iterator[dg.MaterializeResult]:
+    """Read each object of one batch once, for whichever of the three tables are selected."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
@@ -87,19 +92,24 @@ class _Progress:
 
     def __call__(self, objects: int) -> None:
         elapsed = time.monotonic() - self._started
-        if elapsed >= self._next:
+        if objects and elapsed >= self._next:
             self._next = elapsed + _PROGRESS_SECONDS
             logger.info("%d objects read, %.0f per second", objects, objects / elapsed)
 
 
-def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> dict[str, object]:
-    """What only one of the tables has to say."""
+def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> Metadata:
+    """Say what only one of the tables has to say."""
     if table is DICOM_METADATA:
-        return {"objects": tally.objects, "source_bytes": tally.bytes, "statuses": counts("status", tally.statuses), "errors": counts("error", tally.codes)}
+        return {
+            "objects": tally.objects,
+            "source_bytes": tally.bytes,
+            "statuses": counts("status", tally.statuses),
+            "errors": counts("error", tally.codes),
+        }
     if table is THUMBNAILS:
-        said: dict[str, object] = {"thumbnails": counts("outcome", tally.thumbnails)}
+        said: Metadata = {"thumbnails": counts("outcome", tally.thumbnails)}
         sheet = _contact_sheet(spec) if settings.preview else b""
-        return said | ({"preview": picture(sheet)} if sheet else {})
+        return said | ({"contact_sheet": picture(sheet)} if sheet else {})
     return {}
 
 
@@ -109,6 +119,7 @@ def _contact_sheet(spec: IndexSpec) -> bytes:
     paths = images.select("path").collect()["path"].sort()
     if paths.is_empty():
         return b""
-    chosen = paths.gather_every(max(1, -(-len(paths) // _SHEET_IMAGES)))
+    shown = min(len(paths), _SHEET_IMAGES)
+    chosen = paths.gather([number * len(paths) // shown for number in range(shown)])
     pictures = images.filter(pl.col("path").is_in(chosen.implode())).sort("path").select("thumbnail").collect()["thumbnail"].to_list()
     return contact_sheet(pictures, max_bytes=PICTURE_BYTES)

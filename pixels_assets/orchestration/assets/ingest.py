@@ -1,4 +1,7 @@
-"""Group `ingest`: the files of a batch, as they were found. (The members of archives are found while they are read: see `extract`.)"""
+"""Group `ingest`: the files of a batch, as they were found.
+
+The members of archives are found while they are read: see `extract`.
+"""
 
 import time
 
@@ -8,7 +11,7 @@ from pixels_assets.engines.run import commit_raw_files
 from pixels_assets.intake.objects import Change
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.schema import RAW_FILES
-from pixels_assets.orchestration.failures import ENVIRONMENT_RETRY, failing_clearly
+from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, counts, definition, materialization
 from pixels_assets.orchestration.partitions import BATCH
 from pixels_assets.orchestration.resources import LakeResource
@@ -22,9 +25,9 @@ from pixels_assets.orchestration.resources import LakeResource
     metadata=definition(RAW_FILES),
     partitions_def=BATCH,
     code_version="1",
-    retry_policy=ENVIRONMENT_RETRY,
 )
 def raw_files(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """Write the manifest of one batch into the table."""
     with failing_clearly():
         started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
         files = manifests(root).load(batch)

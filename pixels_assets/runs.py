@@ -1,20 +1,26 @@
-"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's."""
+"""Ingesting from a command or from Python: the same jobs on the same instance as the UI's.
+
+Stands on the definitions; must not print or parse arguments.
+"""
 
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
+from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
+from pixels_assets.lake.commit import is_committed, table_lock
 from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_batches
-from pixels_assets.lake.schema import OBJECT_CATALOG
+from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
@@ -24,7 +30,6 @@ from pixels_assets.settings import Settings
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-_LONGEST_WAIT = 10.0
 _FAILURES_IN_A_ROW = 3
 
 
@@ -79,27 +84,17 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         msg = "no source folder is given"
         raise UsageError(msg)
     folders = [os.fspath(source) for source in sources]
-    for folder in folders:
-        Listing(folder)
+    asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
     with shared_instance() as instance:
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
         assert isinstance(watched, SourcesResource)
-        found = look(instance, lake, watched, folders, overwrite=overwrite)
+        found = look(instance, lake, watched, folders, overwrite=overwrite, patient=True)
         ran = Ingested(found)
         _say_found(found, say)
-        _run_pending(settings, instance, ran, say)
-        waited = _wait(found, settings, say)
-        if waited:
-            again = look(instance, lake, watched, folders)
-            found.batches += again.batches
-            found.waiting = again.waiting
-            for change, count in again.changes.items():
-                found.changes[change] += count
-            _say_found(again, say)
-            _run_pending(settings, instance, ran, say)
+        _run_pending(settings, instance, ran, say, asked)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -132,15 +127,27 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     return ran
 
 
-def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say) -> None:
-    pending = [batch for batch in pending_batches(settings.lake) if batch not in ran.failed]
+def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
+    """Run all batches that have not run to the end, but those that wait for a folder which is not there and is none of these sources."""
+    pending = pending_batches(settings.lake)
     if not pending:
         return
     register(instance, pending)
     job, in_a_row = _job(settings), 0
     for number, batch in enumerate(pending, start=1):
-        say(f"batch {batch} ({number} of {len(pending)})")
-        in_a_row = 0 if _run(settings, instance, job, batch, ran) else in_a_row + 1
+        absent = absent_source(to_read(manifests(settings.lake).load(batch)))
+        if absent is not None and absent not in sources:
+            say(f"batch {batch} ({number} of {len(pending)}) waits for its source folder {absent}, which is not there")
+            continue
+        with table_lock(settings.lake, f"run-{batch}", on_wait=lambda: say("another process runs the next batch; waiting for it")):
+            if is_committed(settings.lake, QUARANTINE, batch):
+                continue
+            started, before = time.monotonic(), ran.objects
+            if _run(settings, instance, job, batch, ran):
+                in_a_row = 0
+                say(f"batch {batch} ({number} of {len(pending)}): {ran.objects - before} objects in {time.monotonic() - started:.1f} s")
+            else:
+                in_a_row += 1
         if in_a_row == _FAILURES_IN_A_ROW:
             msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
             raise PixelsError(msg)
@@ -152,13 +159,18 @@ def _job(settings: Settings) -> dg.JobDefinition:
 
 def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
     """Run the lineage of one batch in this process; True when it came to the end."""
-    result = job.execute_in_process(
-        partition_key=batch,
-        instance=instance,
-        run_config=_run_config(settings, retried),
-        tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
-        raise_on_error=False,
-    )
+    try:
+        result = job.execute_in_process(
+            partition_key=batch,
+            instance=instance,
+            run_config=_run_config(settings, retried),
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            raise_on_error=False,
+        )
+    except dg.DagsterExecutionInterruptedError as interrupt:
+        raise KeyboardInterrupt from interrupt
+    if any(_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))
@@ -184,8 +196,15 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
     }
 
 
+def _interrupted(event: dg.DagsterEvent) -> bool:
+    if not event.is_step_failure:
+        return False
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+
+
 def _reason(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence that explains a failed run: of our own errors the sentence itself, of others the type and where to look."""
+    """Explain a failed run in a sentence: our own errors' by itself, of others the type and where to look."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
@@ -207,14 +226,3 @@ def _say_found(found: Discovery, say: Say) -> None:
     say(f"{found.listed} files listed: {changes}, {found.unchanged} unchanged{waiting}{others}")
     for source, count in found.refused.items():
         say(f"source {source!r} was left alone: it is empty, though {count} files of it are known; is its disk mounted? (PIXELS_ACCEPT_EMPTY)")
-
-
-def _wait(found: Discovery, settings: Settings, say: Say) -> bool:
-    """Wait until files that were being written while they were listed have been quiet for long enough."""
-    if found.ready_ns is None:
-        return False
-    seconds = min(found.ready_ns / 1e9 - time.time(), settings.quiet_seconds, _LONGEST_WAIT)
-    if seconds > 0:
-        say(f"waiting {seconds:.1f} s: {found.waiting} files are younger than {settings.quiet_seconds:g} s")
-        time.sleep(seconds)
-    return True

@@ -1,0 +1,63 @@
+# Everything starts here, on a fresh checkout with Python 3.11 to 3.13 and make. What is installed lies in .venv/, what is stored in var/.
+
+export DAGSTER_HOME := $(CURDIR)
+export DAGSTER_DISABLE_TELEMETRY := 1
+PORT ?= 3000
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-compile -c constraints.txt
+NEEDS := constraints.txt pyproject.toml setup.cfg
+
+.PHONY: help run test lint ui install clean again
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.installed  ## ingest SRC=folder (without SRC: DICOM files that pydicom carries), print what was found
+	@: "$${SRC:=$$($(PY) -c 'from pydicom.data import DATA_ROOT; print(DATA_ROOT + "/test_files")')}" && $(VENV)/bin/pixels ingest -- "$$SRC"
+
+test: $(VENV)/.installed-test  ## run the tests; ARGS="-k words" chooses some
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test  ## check style, format and types
+	@$(PY) -m ruff check && $(PY) -m ruff format --check && $(PY) -m mypy
+
+ui: $(VENV)/.installed  ## Dagster on http://127.0.0.1:3000 (PORT=number for another port)
+	@mkdir -p var && echo "Dagster: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	@exec $(PY) -W ignore -m dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+
+install: $(VENV)/.installed-test  ## only set up .venv, with all that the tests need
+
+clean:  ## remove .venv and caches; var/ with the lake stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pixels_assets pixels_assets_tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that was made in another folder points there, and one whose Python is gone does not start: make it again.
+ifneq ($(shell $(PY) -c '' 2>/dev/null && cat $(VENV)/.folder),$(CURDIR))
+$(VENV)/.folder: again
+endif
+
+$(VENV)/.folder:
+	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+	  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "There is no Python 3.11, 3.12 or 3.13 here: apt-get install python3 python3-venv (macOS: brew install python@3.13), or make PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi; \
+	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  version=$$("$$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  echo "$$found cannot make virtual environments: apt-get install python$$version-venv" >&2; \
+	  exit 1; \
+	fi; \
+	rm -rf $(VENV) && "$$found" -m venv $(VENV) && echo '$(CURDIR)' > $@
+
+$(VENV)/.installed: $(VENV)/.folder $(NEEDS)
+	@echo "installing into $(VENV): about a minute"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.folder $(NEEDS)
+	@echo "installing into $(VENV), with what the tests need: about a minute"
+	@$(PIP_INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed

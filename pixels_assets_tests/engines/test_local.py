@@ -1,0 +1,420 @@
+"""The process pool against objects that kill, hang and blow up: real signals, real limits, real bytes."""
+
+import bz2
+import contextlib
+import io
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import threading
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
+from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task
+from pixels_assets.engines.worker import RESTING, State
+from pixels_assets.errors import LakeError, WorkerError
+from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
+from pixels_assets.settings import MIB, Settings
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+
+CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
+MR = Path(str(get_testdata_file("MR_small.dcm"))).read_bytes()
+
+
+def long_dicom(items):
+    """A data set that takes long to read: a sequence of so many items."""
+    data = pydicom.dcmread(io.BytesIO(CT))
+    del data.PixelData
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    element = b"\x41\x00\x01\x00LO\x02\x00ab"
+    item = b"\xfe\xff\x00\xe0" + struct.pack("<L", len(element)) + element
+    return buffer.getvalue() + b"\xfd\x7f\x01\x10SQ\0\0" + struct.pack("<L", len(item) * items) + item * items
+
+
+SLOW = long_dicom(12_000)
+
+
+def written(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return [source(path) for path in sorted(folder.iterdir())]
+
+
+def source(path):
+    status = path.stat()
+    return SourceFile(file_address(path), status.st_size, status.st_mtime_ns, file_address(path.parent))
+
+
+def spec_of(tmp_path, **settings):
+    lake = tmp_path / "lake"
+    return IndexSpec(lake, "b", "attempt", frozenset(table.name for table in OUTPUTS), Settings(lake=lake, **settings))
+
+
+def run(tmp_path, files, *, workers=1, around=None, shards=None, **settings):
+    """Index files in one shard; give the rows of `dicom_metadata` by path, having held all three tables against each other."""
+    spec = spec_of(tmp_path, **settings)
+    with LocalEngine(workers) as engine, around(engine) if around else contextlib.nullcontext():
+        outcome = engine.run(shards or [Shard(0, tuple(files))], spec)
+    rows = {name: [row for part in parts for row in rows_of(spec.lake, part)] for name, parts in outcome.parts.items()}
+    paths = [row["path"] for row in rows["dicom_metadata"]]
+    assert len(paths) == len(set(paths)) == outcome.tally.objects
+    assert sorted(row["path"] for row in rows["thumbnails"]) == sorted(paths)
+    members = [row["path"] for row in rows["dicom_metadata"] if row["depth"]]
+    assert sorted(row["path"] for row in rows.get("unzipped_archives", [])) == sorted(members)
+    assert not list(spec.lake.rglob(".tmp-*"))
+    assert not children()
+    return {row["path"]: row for row in rows["dicom_metadata"]}
+
+
+def rows_of(lake, part):
+    return pq.read_table(lake / part.table / part.path, partitioning=None).to_pylist()
+
+
+def statuses(rows, folder):
+    """Status and error code by path below the folder, of everything that was not indexed well."""
+    prefix = f"{folder}/"
+    return {
+        path.removeprefix(prefix): (row["status"], row["error_code"]) for path, row in rows.items() if row["status"] not in {"indexed", "archive"}
+    }
+
+
+def children(pid="self"):
+    found = {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    return {
+        child for child in found if b"engines.worker" in (Path(f"/proc/{child}/cmdline").read_bytes() if Path(f"/proc/{child}").exists() else b"")
+    }
+
+
+def open_descriptors(pid):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+class Attacker(threading.Thread):
+    """Does something to a worker as soon as it has held one of some objects for a while, at most so many times for each."""
+
+    def __init__(self, engine, addresses, attack, *, times=100, held=0.05):
+        super().__init__()
+        self.engine, self.rows, self.attack, self.times, self.held = engine, {row_id(address) for address in addresses}, attack, times, held
+        self.done = threading.Event()
+        self.attacks = Counter()
+
+    def run(self):
+        since, attacked = {}, set()
+        while not self.done.wait(0.001):
+            in_hand = self.engine.in_hand
+            since = {pair: since.get(pair, time.monotonic()) for pair in in_hand.items()}
+            for (pid, row), start in since.items():
+                if row in self.rows and (pid, row) not in attacked and time.monotonic() - start >= self.held and self.attacks[row] < self.times:
+                    attacked.add((pid, row))
+                    self.attacks[row] += 1
+                    with contextlib.suppress(ProcessLookupError):
+                        self.attack(pid)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.join()
+
+
+def killing(addresses, number=signal.SIGKILL, **options):
+    return lambda engine: Attacker(engine, addresses, lambda pid: os.kill(pid, number), **options)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------- deaths
+
+
+def test_an_object_in_hand_when_its_worker_is_killed_once_gets_a_second_chance(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=SLOW, c=MR)
+    rows = run(tmp_path, files, around=killing([files[1].path], times=1))
+    assert len(rows) == 3
+    assert statuses(rows, tmp_path / "in") == {}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGSEGV, "signal_segv"), (signal.SIGKILL, "signal_kill"), (signal.SIGRTMIN + 5, "signal_39")])
+def test_an_object_that_kills_every_worker_is_crashed_and_its_siblings_are_indexed(tmp_path, number, code):
+    files = written(tmp_path / "in", a=CT, b=SLOW, c=MR, d=CT)
+    rows = run(tmp_path, files, around=killing([files[1].path], number))
+    assert len(rows) == 4
+    assert statuses(rows, tmp_path / "in") == {"b": ("crashed", code)}
+
+
+def test_several_poisonous_objects_in_one_shard_cost_themselves_only_and_two_workers_each(tmp_path):
+    files = written(tmp_path / "in", a=SLOW, b=CT, c=SLOW, d=SLOW, e=MR)
+    attackers = []
+
+    def around(engine):
+        attackers.append(killing([files[0].path, files[2].path, files[3].path])(engine))
+        return attackers[0]
+
+    rows = run(tmp_path, files, workers=2, around=around)
+    assert statuses(rows, tmp_path / "in") == dict.fromkeys("acd", ("crashed", "signal_kill"))
+    assert len(rows) == 5
+    assert set(attackers[0].attacks.values()) == {2}
+
+
+def tar_of(members, mode="w"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zip_of(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_a_poisonous_member_deep_in_archives_costs_itself_only(tmp_path):
+    inner = tar_of({"d/1": CT, "d/2": SLOW, "d/3": MR}, "w:gz")
+    files = written(tmp_path / "in", a=MR, b=zip_of({"in.tar.gz": inner, "z": CT}), c=CT)
+    rows = run(tmp_path, files, around=killing([f"{files[1].path}!/in.tar.gz!/d/2"], signal.SIGABRT))
+    assert statuses(rows, tmp_path / "in") == {"b!/in.tar.gz!/d/2": ("crashed", "signal_abrt")}
+    assert len(rows) == 8
+
+
+@pytest.fixture(scope="module")
+def thousands():
+    return {f"d/{number}": f"text {number}".encode() for number in range(2100)}
+
+
+def test_after_a_crash_behind_finished_segments_no_row_is_doubled_or_lost_and_extracted_files_are_right(tmp_path, thousands):
+    data = tar_of(thousands | {"slow": SLOW, "last": CT}, "w:gz")
+    files = written(tmp_path / "in", a=CT, b=data, c=MR)
+    rows = run(tmp_path, files, around=killing([f"{files[1].path}!/slow"]), extract_to=tmp_path / "out")
+    members = {path.partition("!/")[2]: row for path, row in rows.items() if row["depth"]}
+    assert members.keys() == thousands.keys() | {"slow", "last"}
+    assert members.pop("slow")["error_code"] == "signal_kill"
+    assert len(rows) == len(thousands) + 5
+    for name, row in members.items():
+        assert Path(row["local_path"]).read_bytes() == (thousands | {"last": CT})[name]
+    extracted = {path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "slow"}  # that one was written before it was read
+    assert extracted == {Path(row["local_path"]) for row in members.values()}
+
+
+def test_an_archive_in_an_archive_that_is_refused_late_keeps_the_members_that_were_finished(tmp_path, thousands):
+    inner = io.BytesIO()
+    noise = os.urandom(12 * MIB)
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        for name, data in thousands.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("continued")  # is not read: passing over it is the archive's own doing
+        info.type, info.size = b"M", len(noise)
+        archive.addfile(info, io.BytesIO(noise))
+        archive.addfile(tarfile.TarInfo("never reached"))
+    files = written(tmp_path / "in", a=zip_of({"in.tar.bz2": bz2.compress(inner.getvalue(), 1), "after": CT}), b=MR)
+    around = killing([f"{files[0].path}!/in.tar.bz2"], held=0.1)
+    rows = run(tmp_path, files, around=around)
+    assert statuses({path: row for path, row in rows.items() if row["file_type"] != "text"}, tmp_path / "in") == {
+        "a!/in.tar.bz2": ("crashed", "signal_kill")
+    }
+    assert {f"{files[0].path}!/after", files[0].path, files[1].path} <= rows.keys()
+    assert sum(row["depth"] == 2 for row in rows.values()) >= 2000
+
+
+def end_of(row, code="signal_segv", **options):
+    return _End(State(0, 0, row, 0), Failure(Status.CRASHED, code, "Ended."), **options)
+
+
+def test_a_file_of_which_too_many_members_kill_is_refused_as_a_whole(tmp_path):
+    (file,) = written(tmp_path / "in", a=CT)
+    task = _Task(Shard(0, (file,)))
+    ends = 0
+    while row_id(file.path) not in task.refused:
+        _blame(task, end_of(row_id(f"{file.path}!/{ends // 2}")))
+        ends += 1
+    assert ends == 100
+    assert len(task.refused) == 50
+
+
+def test_a_file_is_refused_as_a_whole_when_refusing_a_member_did_not_help_and_then_the_run_ends(tmp_path):
+    (file,) = written(tmp_path / "in", a=CT)
+    task = _Task(Shard(0, (file,)))
+    _blame(task, end_of(7, chances=1))
+    assert task.refused.keys() == {7}
+    _blame(task, end_of(7, chances=1))
+    assert task.refused.keys() == {7, row_id(file.path)}
+    _blame(task, end_of(8))
+    _blame(task, end_of(RESTING))
+    with pytest.raises(WorkerError, match="signal_segv"):
+        _blame(task, end_of(8))
+
+
+def test_workers_that_die_at_rest_end_the_run_with_an_error(tmp_path):
+    done = threading.Event()
+    killed = set()
+
+    def kill_newborn():
+        while not done.wait(0.001):
+            for child in children() - killed:
+                killed.add(child)
+                os.kill(child, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_newborn)
+    thread.start()
+    try:
+        with LocalEngine(2) as engine, pytest.raises(WorkerError, match="no object in hand, the last with signal_kill"):
+            engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path))
+    finally:
+        done.set()
+        thread.join()
+    assert len(killed) == 3
+    assert not children()
+
+
+def test_a_worker_that_died_while_it_had_nothing_to_do_is_replaced(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=MR)
+    with LocalEngine(1) as engine:
+        engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
+        (worker,) = children()
+        os.kill(worker, signal.SIGKILL)
+        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+        outcome = engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
+    assert outcome.tally.statuses == {"indexed": 2}
+
+
+def test_an_exception_that_an_object_causes_costs_that_object(tmp_path):
+    first, second, third = written(tmp_path / "in", a=CT, b=CT, c=MR)
+    broken = SourceFile(second.path, second.length, second.mtime_ns, second.source, failure=Failure("unreadable", "odd", "No status of ours."))
+    rows = run(tmp_path, [first, broken, third])
+    assert statuses(rows, tmp_path / "in") == {"b": ("crashed", "exception")}
+    assert rows[second.path]["error_message"].startswith("reading it raised AttributeError at indexing.py:")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ time and memory
+
+
+def test_an_object_without_progress_for_too_long_is_a_timeout_and_its_siblings_are_indexed(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=zip_of({"1": MR, "2": long_dicom(150_000), "3": MR}), c=CT)
+    rows = run(tmp_path, files, object_seconds=1.5)
+    assert statuses(rows, tmp_path / "in") == {"b!/2": ("timeout", "time_limit")}
+    assert len(rows) == 6
+
+
+def test_a_large_file_may_take_longer_than_the_time_limit_while_it_is_being_read(tmp_path):
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(1280 * MIB)
+    started = time.monotonic()
+    rows = run(tmp_path, [source(large)], object_seconds=0.5)
+    assert rows[file_address(large)]["error_code"] == "not_dicom"
+    if time.monotonic() - started < 1.0:
+        pytest.skip("this machine reads 1 GiB in less than the time limit")
+
+
+def test_an_object_that_needs_more_memory_than_allowed_is_crashed_and_its_siblings_are_indexed(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=b"text " * (12 * MIB), c=MR)
+    rows = run(tmp_path, files, worker_bytes=144 * MIB)
+    assert statuses(rows, tmp_path / "in") == {"b": ("crashed", "memory_limit")}
+
+
+def test_an_object_that_grows_where_the_system_sets_no_limit_is_stopped_by_the_watch(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=long_dicom(120_000), c=MR)
+
+    def lift(pid):
+        most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
+        resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+
+    rows = run(tmp_path, files, worker_bytes=192 * MIB, around=lambda engine: Attacker(engine, [files[1].path], lift))
+    assert statuses(rows, tmp_path / "in") == {"b": ("crashed", "memory_limit")}
+
+
+# -------------------------------------------------------------------------------------------------------------------------- nothing is left behind
+
+
+def test_neither_descriptors_nor_files_are_left_over_200_shards(tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (file,) = written(tmp_path / "in", a=zip_of({"1": CT, "2": MR}))
+    before = open_descriptors("self")
+    with LocalEngine(2) as engine:
+        engine.run([Shard(0, (file,)), Shard(1, (file,))], spec_of(tmp_path))
+        open_files = {pid: open_descriptors(pid) for pid in children()}
+        outcome = engine.run([Shard(number, (file,)) for number in range(200)], spec_of(tmp_path))
+        assert {pid: open_descriptors(pid) for pid in children()} == open_files
+    assert outcome.tally.objects == 600
+    assert open_descriptors("self") == before
+    assert not list(temporary.iterdir())
+    assert not children()
+
+
+def test_a_run_that_cannot_go_on_leaves_no_parts_and_no_processes(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=zip_of({"1": MR}))
+    spec = spec_of(tmp_path, extract_to=tmp_path / "in" / "a" / "no folder")
+    with LocalEngine(2) as engine, pytest.raises(LakeError, match="cannot be extracted"):
+        engine.run([Shard(number, (file,)) for number, file in enumerate(files)], spec)
+    assert not children()
+    assert not [path for path in spec.lake.rglob("*") if path.is_file()]
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    written(tmp_path / "in", a=long_dicom(150_000))
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard
+        from pixels_assets.engines.local import LocalEngine
+        from pixels_assets.intake.objects import SourceFile
+        from pixels_assets.settings import Settings
+        lake = Path({str(tmp_path / "lake")!r})
+        spec = IndexSpec(lake, "b", "a", frozenset(table.name for table in OUTPUTS), Settings(lake=lake))
+        LocalEngine(1).run([Shard(0, (SourceFile({str(tmp_path / "in" / "a")!r}, 1, 1, ""),))], spec)
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as parent:
+        workers = set()
+        while not workers:
+            assert parent.poll() is None
+            workers = children(parent.pid)
+        parent.kill()
+        noise = parent.communicate()[1]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.01)
+    assert noise == ""
+
+
+def test_modules_in_the_working_folder_are_not_taken_for_our_own(tmp_path, monkeypatch):
+    files = written(tmp_path / "in", **{"struct.py": b"raise SystemExit('from the data')", "a": CT})
+    monkeypatch.chdir(tmp_path / "in")
+    rows = run(tmp_path, files)
+    assert statuses(rows, tmp_path / "in") == {"struct.py": ("not_dicom", "not_dicom")}
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------ equality
+
+
+def test_rows_do_not_depend_on_workers_and_shards(tmp_path):
+    files = written(tmp_path / "in", **{f"f{number:02}": data for number, data in enumerate([CT, MR, zip_of({"1": CT, "2": MR}), b"text"] * 5)})
+    expected = run(tmp_path / "1", files)
+    assert len(expected) == 30
+    for name, workers, max_files in (("2", 2, 7), ("3", 2, 1)):
+        assert run(tmp_path / name, files, workers=workers, shards=plan_shards(files, max_files=max_files)) == expected

@@ -82,7 +82,12 @@ def test_a_folder_is_a_lake_or_it_is_not(house, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("catalog", "did you mean object_catalog"), ("raw_file", "did you mean raw_files"), ("thumbnail", "did you mean thumbnails"), ("qqq", "the tables are raw_files, ")],
+    [
+        ("catalog", "did you mean object_catalog"),
+        ("raw_file", "did you mean raw_files"),
+        ("thumbnail", "did you mean thumbnails"),
+        ("qqq", "the tables are raw_files, "),
+    ],
 )
 def test_an_unknown_table_is_answered_with_near_ones(house, name, message) -> None:
     with pytest.raises(UsageError, match=f"there is no table '{name}'; {message}"):

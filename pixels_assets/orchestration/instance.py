@@ -57,7 +57,7 @@ def process_tag() -> str:
 def end_lost_runs(instance: dg.DagsterInstance) -> None:
     """Mark runs as failed whose process on this machine was killed; nothing else would ever do that."""
     for run in instance.get_runs(dg.RunsFilter(statuses=_GOING)):
-        host, pid, token = (run.tags.get(PROCESS_TAG, "").split(":") + ["", ""])[:3]
+        host, pid, token = [*run.tags.get(PROCESS_TAG, "").split(":"), "", ""][:3]
         is_ours = pid == str(os.getpid())
         if host == socket.gethostname() and (token != _TOKEN if is_ours else not _alive(int(pid))):
             instance.report_run_failed(run, "The process of this run was killed. Nothing is lost: run `pixels ingest` again.")

@@ -4,7 +4,10 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run like Ctrl-C: in order
         settings = Settings.from_environment(
             lake=options.lake,
             workers=getattr(options, "workers", None),
@@ -162,8 +167,10 @@ def _print_next(settings: Settings) -> None:
 
 
 def _ended(failed: dict[str, str]) -> int:
-    for batch, reason in failed.items():
-        print(f"pixels: batch {batch} did not finish: {reason}", file=sys.stderr)
+    for reason, count in Counter(failed.values()).items():
+        first = next(batch for batch, why in failed.items() if why == reason)
+        others = f" and {count - 1} others" if count > 1 else ""
+        print(f"pixels: batch {first}{others} did not finish: {reason}", file=sys.stderr)
     return PixelsError.exit_code if failed else 0
 
 

@@ -42,6 +42,10 @@ class CommitConflictError(LakeError):
     """Other writers won every attempt at a Delta commit. Remedy: run the batch again when fewer runs are writing."""
 
 
+class InstanceError(PixelsError):
+    """Dagster's own storage cannot be read or written: no space or no permission. Remedy: as the message says, then run again."""
+
+
 class BatchError(PixelsError):
     """A batch key is malformed or its manifest is missing. Remedy: `pixels ingest` or the `discover` job seals new batches."""
 

@@ -6,18 +6,21 @@ Stands on the definitions; must not print or parse arguments.
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
+from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
+from pixels_assets.lake.commit import is_committed, table_lock
 from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_batches
-from pixels_assets.lake.schema import OBJECT_CATALOG
+from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
@@ -81,8 +84,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         msg = "no source folder is given"
         raise UsageError(msg)
     folders = [os.fspath(source) for source in sources]
-    for folder in folders:
-        Listing(folder)
+    asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
     with shared_instance() as instance:
         resources = default_resources(settings)
@@ -92,7 +94,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         found = look(instance, lake, watched, folders, overwrite=overwrite, patient=True)
         ran = Ingested(found)
         _say_found(found, say)
-        _run_pending(settings, instance, ran, say)
+        _run_pending(settings, instance, ran, say, asked)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -125,19 +127,27 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     return ran
 
 
-def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say) -> None:
-    pending = [batch for batch in pending_batches(settings.lake) if batch not in ran.failed]
+def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
+    """Run all batches that have not run to the end, but those that wait for a folder which is not there and is none of these sources."""
+    pending = pending_batches(settings.lake)
     if not pending:
         return
     register(instance, pending)
     job, in_a_row = _job(settings), 0
     for number, batch in enumerate(pending, start=1):
-        started, before = time.monotonic(), ran.objects
-        if _run(settings, instance, job, batch, ran):
-            in_a_row = 0
-            say(f"batch {batch} ({number} of {len(pending)}): {ran.objects - before} objects in {time.monotonic() - started:.1f} s")
-        else:
-            in_a_row += 1
+        absent = absent_source(to_read(manifests(settings.lake).load(batch)))
+        if absent is not None and absent not in sources:
+            say(f"batch {batch} ({number} of {len(pending)}) waits for its source folder {absent}, which is not there")
+            continue
+        with table_lock(settings.lake, f"run-{batch}", on_wait=lambda: say("another process runs the next batch; waiting for it")):
+            if is_committed(settings.lake, QUARANTINE, batch):
+                continue
+            started, before = time.monotonic(), ran.objects
+            if _run(settings, instance, job, batch, ran):
+                in_a_row = 0
+                say(f"batch {batch} ({number} of {len(pending)}): {ran.objects - before} objects in {time.monotonic() - started:.1f} s")
+            else:
+                in_a_row += 1
         if in_a_row == _FAILURES_IN_A_ROW:
             msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
             raise PixelsError(msg)

@@ -24,7 +24,7 @@ with warnings.catch_warnings(record=True) as caught:
     from pixels_assets.definitions import defs
     import dagster as dg
     dg.Definitions.validate_loadable(defs)
-print(json.dumps([f"{item.filename}: {item.category.__name__}: {item.message}" for item in caught if "pixels_assets" in item.filename or "dagster" in item.category.__module__]))
+print(json.dumps([f"{w.filename}: {w.message}" for w in caught if "pixels_assets" in w.filename or "dagster" in w.category.__module__]))
 """
 
 
@@ -82,7 +82,7 @@ def test_all_settings_reach_the_run_through_the_resources(tmp_path) -> None:
         lake=tmp_path,
         workers=3,
         object_seconds=1.5,
-        worker_bytes=123_456_789,
+        worker_bytes=234_567_890,
         thumbnail_size=99,
         preview=False,
         extract_to=tmp_path / "to",

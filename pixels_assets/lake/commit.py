@@ -20,7 +20,7 @@ import re
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +209,7 @@ def committed(lake: Path, table: Table, batches: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def table_lock(lake: Path, name: str, timeout: float | None = None) -> Iterator[None]:
+def table_lock(lake: Path, name: str, timeout: float | None = None, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock of this name while the block runs; others that ask for it wait, in this process and in all others.
 
     Parameters
@@ -219,6 +219,8 @@ def table_lock(lake: Path, name: str, timeout: float | None = None) -> Iterator[
         A table or any other word that can name a file.
     timeout : float or None
         Seconds to wait; None waits for ever.
+    on_wait : callable, optional
+        Called once when the lock is not free at first.
 
     Raises
     ------
@@ -236,7 +238,10 @@ def table_lock(lake: Path, name: str, timeout: float | None = None) -> Iterator[
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with lake_errors(f"lock {name}", path):
-            free = _lock(descriptor, timeout)
+            free = _lock(descriptor, 0)
+            if not free:
+                on_wait()
+                free = _lock(descriptor, timeout)
         if not free:
             msg = f"{name} is locked since {timeout:g} s by another process ({path}); wait for it or stop it, then run again"
             raise LakeError(msg)

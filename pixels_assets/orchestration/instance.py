@@ -3,40 +3,63 @@
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import dagster as dg
 import yaml
 from dagster._core.instance.ref import InstanceRef
+from sqlalchemy.exc import DatabaseError
 
+from pixels_assets.errors import InstanceError
 from pixels_assets.settings import home
 
 PROCESS_TAG = "pixels/process"
 """Host and process that a command's run lives in: when that is gone, so is the run."""
 
+_TOKEN = token_hex(4)
+_GOING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
 
 @contextmanager
 def shared_instance() -> Iterator[dg.DagsterInstance]:
-    """Open the instance of `home()`, wherever the process works: its relative folders count from there."""
+    """Open the instance of `home()`, wherever the process works: its relative folders count from there.
+
+    Raises
+    ------
+    InstanceError
+        Its storage cannot be opened; or it failed in the block, where all that raises errors of a database is this storage.
+    """
     os.environ.setdefault("DAGSTER_HOME", str(home()))
-    with dg.DagsterInstance.from_ref(_ref(home())) as instance:
-        end_lost_runs(instance)
-        yield instance
+    try:
+        with ExitStack() as opened:
+            try:
+                instance = opened.enter_context(dg.DagsterInstance.from_ref(_ref(home())))
+            except OSError as error:
+                raise _storage_error(error.strerror or type(error).__name__) from error
+            end_lost_runs(instance)
+            yield instance
+    except DatabaseError as error:
+        raise _storage_error(str(error.orig)) from error
+
+
+def _storage_error(reason: str) -> InstanceError:
+    return InstanceError(f"Dagster's storage below {home()} cannot be used: {reason}; free space or grant write access there, then run again")
 
 
 def process_tag() -> str:
-    """Name of this process on this machine."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Name of this process on this machine; the last part tells it from others that get the same number later, as in a container."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_TOKEN}"
 
 
 def end_lost_runs(instance: dg.DagsterInstance) -> None:
     """Mark runs as failed whose process on this machine was killed; nothing else would ever do that."""
-    going = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
-    for run in instance.get_runs(going):
-        host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")
-        if host == socket.gethostname() and pid != str(os.getpid()) and not _alive(int(pid)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=_GOING)):
+        host, pid, token = [*run.tags.get(PROCESS_TAG, "").split(":"), "", ""][:3]
+        is_ours = pid == str(os.getpid())
+        if host == socket.gethostname() and (token != _TOKEN if is_ours else not _alive(int(pid))):
             instance.report_run_failed(run, "The process of this run was killed. Nothing is lost: run `pixels ingest` again.")
 
 

@@ -6,7 +6,6 @@ import io
 import os
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import tarfile
@@ -19,7 +18,6 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
@@ -29,22 +27,12 @@ from pixels_assets.engines.worker import RESTING, State
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
 from pixels_assets.settings import MIB, Settings
+from pixels_assets_tests.commands import long_dicom
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
 MR = Path(str(get_testdata_file("MR_small.dcm"))).read_bytes()
-
-
-def long_dicom(items):
-    """A data set that takes long to read: a sequence of so many items."""
-    data = pydicom.dcmread(io.BytesIO(CT))
-    del data.PixelData
-    buffer = io.BytesIO()
-    data.save_as(buffer)
-    element = b"\x41\x00\x01\x00LO\x02\x00ab"
-    item = b"\xfe\xff\x00\xe0" + struct.pack("<L", len(element)) + element
-    return buffer.getvalue() + b"\xfd\x7f\x01\x10SQ\0\0" + struct.pack("<L", len(item) * items) + item * items
 
 
 SLOW = long_dicom(12_000)

@@ -379,7 +379,7 @@ def test_neither_descriptors_nor_files_are_left_of_workers_that_died(tmp_path, m
     monkeypatch.setattr(tempfile, "tempdir", None)
     files = written(tmp_path / "in", **{f"f{number}": SLOW if number % 2 else CT for number in range(12)})
     before = open_descriptors("self")
-    rows = run(tmp_path, files, workers=2, around=killing([file.path for file in files[1::2]], held=0), shards=plan_shards(files, max_files=6))
+    rows = run(tmp_path, files, workers=2, around=killing([file.path for file in files[1::2]]), shards=plan_shards(files, max_files=6))
     assert sum(row["error_code"] == "signal_kill" for row in rows.values()) == 6
     assert len(rows) == 12
     assert open_descriptors("self") == before

@@ -82,7 +82,7 @@ def test_all_settings_reach_the_run_through_the_resources(tmp_path) -> None:
         lake=tmp_path,
         workers=3,
         object_seconds=1.5,
-        worker_bytes=123_456_789,
+        worker_bytes=234_567_890,
         thumbnail_size=99,
         preview=False,
         extract_to=tmp_path / "to",

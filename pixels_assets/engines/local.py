@@ -26,6 +26,7 @@ from pixels_assets.engines.worker import MONITOR_BYTES, RESTING, Answer, Monitor
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
 from pixels_assets.lake.parts import Part
+from pixels_assets.settings import MIB
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ class _Worker:
         environment = os.environ | {
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
+            # What large objects took is given back when they are done, so that what the next one may take does not depend on them.
+            "MALLOC_MMAP_THRESHOLD_": str(MIB),
+            "MALLOC_TRIM_THRESHOLD_": str(MIB),
+            "MALLOC_ARENA_MAX": "1",
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
         with ExitStack() as opened:
@@ -239,6 +245,7 @@ class LocalEngine:
                     if isinstance(message, Segment):
                         task.files_done, task.after = message.files_done, message.after
                         outcome.add(message)
+                        del task.ends[RESTING]  # it came further: what ended it at rest before was chance
                         continue
                     worker.task = None
                     end = _early_end(message, worker)

@@ -264,11 +264,18 @@ class _Walk:
         found.stream.seek(0)
         if found.file_type == "zip":
             return ZipArchive(found.stream, found.length, self._budget)
-        read = reader.read if reader else partial(read_source, found.stream)
+        read = reader.read if reader else partial(self._read_member, found.stream)
         if found.file_type == "tar":
             return TarArchive(read, self._budget, metered=False)
         name = os_path(found.path) if found.member_name is None else found.member_name.encode("utf-8", "surrogateescape")
         return CompressedFile(found.file_type, read, found.length, name.rpartition(b"/")[2], self._budget)
+
+    def _read_member(self, stream: BinaryIO, most: int) -> bytes:
+        """Read an archive that was taken out of another; what is passed over in it is not expanded and would else go unnoticed."""
+        data = read_source(stream, most)
+        if len(data) >= PROGRESS_BYTES:
+            self._heart.beat()
+        return data
 
     def _complete(self, found: FoundObject, reader: HashingReader | None) -> None:
         """Make the row of an object true: its hash where it was being read, and whether the file stayed as it was listed."""

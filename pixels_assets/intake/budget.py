@@ -8,10 +8,10 @@ The two exceptions carry a `Failure` from the place that notices to the place th
 from collections.abc import Callable
 
 from pixels_assets.intake.objects import Failure, Status
-from pixels_assets.settings import MIB, Limits
+from pixels_assets.settings import KIB, Limits
 
-PROGRESS_BYTES = 16 * MIB
-"""So many bytes, read or expanded, are progress: a fraction of a second's work for the slowest decoder."""
+PROGRESS_BYTES = 256 * KIB
+"""So many bytes, read or expanded, are progress: less than one block of the slowest decoder, bzip2, which takes a quarter of a second at worst."""
 
 
 class MemberError(Exception):

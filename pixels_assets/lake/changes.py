@@ -48,6 +48,7 @@ _EMPTIED = 100
 
 _CHUNK = 20_000
 _SMALL_CHUNK = 1_000  # with a time budget, which is looked at after each
+_END = "\U0010ffff"  # comes after every name in a folder
 _ABANDONED_SECONDS = 7 * 86_400
 _KNOWN = {"path": pl.String, "length": pl.Int64, "mtime_ns": pl.Int64, "batch": pl.String}
 
@@ -279,10 +280,10 @@ class _Look:
             if listing.source in self.found.refused:
                 continue
             after = self.position.after if number == first else None
-            for chunk, to in _chunks(listing, min(self.settings.batch_files, _CHUNK if self.deadline is None else _SMALL_CHUNK)):
+            for chunk, to in _chunks(listing, self._chunk):
                 yield from self._compare(listing, chunk, after, to)
                 after = to
-                if to is not None and self.deadline is not None and time.monotonic() > self.deadline:
+                if to is not None and self._is_over():
                     self.found.position = Position(number, to, self.position.moment)
                     break
             for kind, count in listing.counts.skipped.items():
@@ -292,6 +293,14 @@ class _Look:
         yield from self._grown_up()
         yield from self._removed()
 
+    @property
+    def _chunk(self) -> int:
+        """Files after which the time is looked at."""
+        return min(self.settings.batch_files, _CHUNK if self.deadline is None else _SMALL_CHUNK)
+
+    def _is_over(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
     def _removed(self) -> Iterator[SourceFile]:
         roots = {listing.prefix: listing.source for listing in self.listings}
         missing = self.missing - self.moved_from
@@ -299,7 +308,12 @@ class _Look:
             missing.update(path for path in self.known["path"] if not path.startswith(tuple(roots)))
         gone = self.known.filter(pl.col("path").is_in(list(missing))).select("path", "length", "journal_ns")
         refused = tuple(folder_prefix(source) for source in self.found.refused)
-        for path, length, mtime_ns in gone.iter_rows():
+        for number, (path, length, mtime_ns) in enumerate(gone.iter_rows()):
+            if number and number % self._chunk == 0 and self._is_over():
+                last = len(self.listings) - 1
+                self.found.position = Position(last, self.listings[last].prefix + _END, self.position.moment)
+                return
+            self.missing.discard(path)
             if not self.overwrite and (path.startswith(refused) or self._in_place(path)):
                 continue
             source = next((source for prefix, source in roots.items() if path.startswith(prefix)), "")

@@ -317,6 +317,23 @@ def test_a_large_file_may_take_longer_than_the_time_limit_while_it_is_being_read
         pytest.skip("this machine reads 1 GiB in less than the time limit")
 
 
+def test_a_large_member_may_take_longer_than_the_time_limit_while_it_is_being_expanded_or_passed_over(tmp_path):
+    sparse = (os.urandom(1000) + bytes(150_000)) * 2800  # 400 MiB that become 3
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
+        for name, content in (("1", CT), ("large", sparse), ("2", MR)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    del sparse
+    files = written(tmp_path / "in", a=data.getvalue())
+    rows = run(tmp_path / "1", files, object_seconds=0.5)
+    assert statuses(rows, tmp_path / "in") == {"a!/large": ("not_dicom", "not_dicom")}
+    rows = run(tmp_path / "2", files, object_seconds=0.5, around=killing([f"{files[0].path}!/large"], held=0))
+    assert statuses(rows, tmp_path / "in") == {"a!/large": ("crashed", "signal_kill")}
+    assert len(rows) == 4
+
+
 def test_an_object_that_needs_more_memory_than_allowed_is_crashed_and_its_siblings_are_indexed(tmp_path):
     files = written(tmp_path / "in", a=CT, b=b"text " * (12 * MIB), c=MR)
     rows = run(tmp_path, files, worker_bytes=144 * MIB)
@@ -355,6 +372,20 @@ def test_neither_descriptors_nor_files_are_left_over_200_shards(tmp_path, monkey
     assert not children()
 
 
+def test_neither_descriptors_nor_files_are_left_of_workers_that_died(tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    files = written(tmp_path / "in", **{f"f{number}": SLOW if number % 2 else CT for number in range(12)})
+    before = open_descriptors("self")
+    rows = run(tmp_path, files, workers=2, around=killing([file.path for file in files[1::2]]), shards=plan_shards(files, max_files=6))
+    assert sum(row["error_code"] == "signal_kill" for row in rows.values()) == 6
+    assert len(rows) == 12
+    assert open_descriptors("self") == before
+    assert not list(temporary.iterdir())
+
+
 def test_a_run_that_cannot_go_on_leaves_no_parts_and_no_processes(tmp_path):
     files = written(tmp_path / "in", a=CT, b=zip_of({"1": MR}))
     spec = spec_of(tmp_path, extract_to=tmp_path / "in" / "a" / "no folder")
@@ -364,7 +395,8 @@ def test_a_run_that_cannot_go_on_leaves_no_parts_and_no_processes(tmp_path):
     assert not [path for path in spec.lake.rglob("*") if path.is_file()]
 
 
-def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGKILL, ""), (signal.SIGTERM, ""), (signal.SIGINT, "KeyboardInterrupt")])
+def test_workers_end_with_a_parent_that_was_killed_or_interrupted(tmp_path, number, told):
     written(tmp_path / "in", a=long_dicom(150_000))
     program = textwrap.dedent(f"""
         from pathlib import Path
@@ -381,13 +413,15 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
         while not workers:
             assert parent.poll() is None
             workers = children(parent.pid)
-        parent.kill()
+        parent.send_signal(number)
         noise = parent.communicate()[1]
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.01)
-    assert noise == ""
+    assert noise.strip().endswith(told)
+    assert told or not noise
+    assert parent.returncode == -number
 
 
 def test_modules_in_the_working_folder_are_not_taken_for_our_own(tmp_path, monkeypatch):

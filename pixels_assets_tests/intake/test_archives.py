@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
 from pixels_assets.intake.archives import walk
+from pixels_assets.intake.budget import PROGRESS_BYTES
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, file_address, member_address
 from pixels_assets.settings import MIB, Limits
 
@@ -800,7 +801,7 @@ def test_an_object_is_announced_again_whenever_much_of_it_was_read(tmp_path):
     rows = [found.path for found in walk(source(large), LIMITS, on_enter=announced.append)]
     assert rows == [file_address(large)]
     assert announced == rows * len(announced)
-    assert 10 < len(announced) < 50
+    assert 200 < len(announced) <= 1 + 200 * MIB // PROGRESS_BYTES
 
 
 def test_a_member_is_announced_again_whenever_much_of_it_was_expanded(tmp_path):

@@ -654,6 +654,17 @@ def test_looking_in_pieces_gives_what_one_look_gives(tmp_path, new_house, batch_
     assert pieces.catalog() == pieces.truth()
 
 
+def test_what_was_removed_is_told_in_pieces_too(house) -> None:
+    for number in range(20):
+        house.write(f"{number % 2}/{number:02}")
+    house.ingest()
+    shutil.rmtree(house.source / "1")
+    found = house.ticks(batch_files=3)
+    assert house.changes(*found) == {("removed", f"1/{number:02}", None) for number in range(1, 20, 2)}
+    assert max(sum(one.changes.values()) for one in found) <= 3
+    assert house.look().batches == []
+
+
 def test_files_that_come_and_go_between_the_pieces_are_neither_lost_nor_doubled(house) -> None:
     for number in range(20):
         house.write(f"{number:02}")

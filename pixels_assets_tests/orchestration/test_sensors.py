@@ -6,7 +6,7 @@ import shutil
 import dagster as dg
 import pytest
 
-from pixels_assets.lake.changes import Position, discover, manifests
+from pixels_assets.lake.changes import Position, discover, known_files, manifests
 from pixels_assets.lake.commit import table_lock
 from pixels_assets.lake.query import pending_batches
 from pixels_assets.orchestration.resources import SourcesResource
@@ -68,7 +68,7 @@ def test_files_that_arrive_are_brought_in_and_only_those(place) -> None:
     assert [request.partition_key for request in requests] == place.keys()
     assert requests[0].tags["pixels/lake"] == str(place.lake)
     daemon.launch(requests)
-    assert daemon.tick() == ([], "nothing new among 1 files; 0 wait")
+    assert daemon.tick() == ([], "1 files listed, none new or changed")
     place.write("MR_small.dcm")
     requests, _ = daemon.tick()
     daemon.launch(requests)
@@ -176,20 +176,22 @@ def test_runs_of_the_same_key_in_another_lake_do_not_count(place) -> None:
 def test_files_being_written_wait(place) -> None:
     place.write("CT_small.dcm.part", b"half")
     daemon = Daemon(place)
-    assert daemon.tick() == ([], "nothing new among 0 files; 1 wait")
+    assert daemon.tick() == ([], "0 files listed, none new or changed, 1 being written wait for a later look")
     (place.source / "CT_small.dcm.part").rename(place.source / "CT_small.dcm")
     assert len(daemon.tick()[0]) == 1
 
 
 def test_an_emptied_source_is_said_and_its_files_stay(place) -> None:
-    place.write("CT_small.dcm")
+    for number in range(100):
+        place.write(f"{number}/CT_small.dcm")
     daemon = Daemon(place)
-    daemon.launch(daemon.tick()[0])
-    (place.source / "CT_small.dcm").rename(place.source.parent / "elsewhere")
+    daemon.tick()
+    place.source.rename(place.source.parent / "elsewhere")
+    place.source.mkdir()
     cursor = daemon.cursor
     assert "mount its disk" in daemon.tick()[1]
     assert daemon.cursor == cursor
-    assert place.names() == ["CT_small.dcm"]
+    assert len(known_files(place.lake)) == 100
 
 
 def test_a_tick_while_a_command_looks_at_the_sources_is_skipped(place) -> None:

@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pixels_assets import __version__
@@ -28,17 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run like Ctrl-C: in order
-        settings = Settings.from_environment(
-            lake=options.lake,
-            workers=getattr(options, "workers", None),
-            extract_to=getattr(options, "extract_to", None),
-            log_level="DEBUG" if options.verbose else None,
-        )
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-        logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
-        return int(options.command(options, settings))
+        with _terminating_in_order():
+            return _run(options)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
@@ -48,6 +40,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PixelsError as error:
         print(f"pixels: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = Settings.from_environment(
+        lake=options.lake,
+        workers=getattr(options, "workers", None),
+        extract_to=getattr(options, "extract_to", None),
+        log_level="DEBUG" if options.verbose else None,
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
+    return int(options.command(options, settings))
+
+
+@contextmanager
+def _terminating_in_order() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -270,9 +271,9 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_when_there_is_space_again(
     lake = small_disk / "lake"
     with start(["ingest", folder, "--lake", lake], home) as process:
         wait_until(process, "(1 of 4)")
-        status = os.statvfs(small_disk)
-        with (small_disk / "ballast").open("wb") as ballast:
-            os.posix_fallocate(ballast.fileno(), 0, status.f_bavail * status.f_frsize)
+        with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while True:  # the run takes its share at the same time: whatever is left
+                ballast.write(bytes(4096))
         messages = process.stderr.read()
     assert process.returncode == 1
     assert "Traceback" not in messages
@@ -323,7 +324,7 @@ def secrets_of(lake):
     catalog = pl.read_delta(str(lake / "object_catalog"))
     values = {part for name in ("PatientName", "PatientID") for value in catalog[name].drop_nulls() for part in re.split(r"[\^=]", value)}
     values |= {part for path in catalog["relative_path"] for part in re.split(r"[/!]+", path)}
-    return {value.encode() for value in values if len(value) > 3}
+    return {value.encode() for value in values if len(value) > (8 if value.isdigit() else 3)}  # shorter numbers occur by chance
 
 
 def test_the_most_talkative_run_tells_of_each_object_and_nothing_of_any_patient(folder, undisturbed, tmp_path):

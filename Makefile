@@ -17,7 +17,7 @@ run: $(VENV)/.installed  ## ingest SRC=folder (without SRC: DICOM files that pyd
 	@: "$${SRC:=$$($(PY) -c 'from pydicom.data import DATA_ROOT; print(DATA_ROOT + "/test_files")')}" && $(VENV)/bin/pixels ingest -- "$$SRC"
 
 test: $(VENV)/.installed-test  ## run the tests; ARGS="-k words" chooses some
-	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-test  ## check style, format and types
 	@$(PY) -m ruff check && $(PY) -m ruff format --check && $(PY) -m mypy

@@ -84,10 +84,18 @@ def statuses(rows, folder):
 
 
 def children(pid="self"):
-    found = {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
-    return {
-        child for child in found if b"engines.worker" in (Path(f"/proc/{child}/cmdline").read_bytes() if Path(f"/proc/{child}").exists() else b"")
-    }
+    """Workers of a process; threads and processes may end while one looks."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return {child for child in found if b"engines.worker" in command_of(child)}
+
+
+def command_of(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def open_descriptors(pid):

@@ -60,9 +60,11 @@ def test_a_run_that_was_killed_again_and_again_ends_with_the_tables_of_an_undist
     home = tmp_path / "0"
     while True:
         moment = moments.uniform(0.2, 1.0) * seconds if kills < KILLS else None
+        started = time.monotonic()
         if not run(folder, home, moment, group=group):
             kills += 1
             continue
+        seconds = min(seconds, time.monotonic() - started)  # the machine may have been busier when the undisturbed run was timed
         assert table_hashes(home / "lake") == expected
         if kills == KILLS:
             break

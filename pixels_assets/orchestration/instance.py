@@ -1,5 +1,6 @@
 """The Dagster instance that commands and the Python API share with the UI."""
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -36,13 +37,23 @@ def shared_instance() -> Iterator[dg.DagsterInstance]:
     try:
         with ExitStack() as opened:
             try:
-                instance = opened.enter_context(dg.DagsterInstance.from_ref(_ref(home())))
+                with _alone(home() / "var" / "dagster"):
+                    instance = opened.enter_context(dg.DagsterInstance.from_ref(_ref(home())))
+                    end_lost_runs(instance)
             except OSError as error:
                 raise _storage_error(error.strerror or type(error).__name__) from error
-            end_lost_runs(instance)
             yield instance
     except DatabaseError as error:
         raise _storage_error(str(error.orig)) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time open the instance: two that make its tables at once would stumble over each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "opening.lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _storage_error(reason: str) -> InstanceError:

@@ -59,5 +59,5 @@ $(VENV)/.installed: $(VENV)/.folder $(NEEDS)
 
 $(VENV)/.installed-test: $(VENV)/.folder $(NEEDS)
 	@echo "installing into $(VENV), with what the tests need: about a minute"
-	@$(PIP_INSTALL) -e '.[test]'
+	@$(PIP_INSTALL) -e '.[bench,test]'
 	@touch $@ $(VENV)/.installed

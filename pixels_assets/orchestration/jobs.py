@@ -9,7 +9,7 @@ from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
-from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
+from pixels_assets.lake.schema import BATCH_TABLES, ROLLUPS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
@@ -18,10 +18,14 @@ from pixels_assets.settings import home
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(
-        *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
-    ),
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in BATCH_TABLES.values())),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
+)
+
+update_rollups = dg.define_asset_job(
+    "update_rollups",
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in ROLLUPS.values())),
+    description="Bring patients, studies, series and instances up to date with object_catalog, however many batches changed it.",
 )
 
 
@@ -101,4 +105,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = (ingest_batch, discover_job)
+JOBS = (ingest_batch, discover_job, update_rollups)

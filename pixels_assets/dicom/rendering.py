@@ -136,6 +136,18 @@ def reduction_for(dataset: ImageHeader, size: int) -> int:
     return max(1, min(int(rows) // height, int(columns) // width))
 
 
+_SHADES = 40
+"""A tolerance of the window's width over this is about three grey levels at most, and one on average."""
+
+
+def tolerance_for(dataset: ImageHeader) -> float:
+    """Difference of stored values that the header's window makes hardly visible; 0 where it has none."""
+    width, slope = number(dataset, "WindowWidth"), number(dataset, "RescaleSlope") or 1.0
+    if width is None or not 0 < width < 1e15 or has(dataset, "ModalityLUTSequence") or has(dataset, "PixelPaddingRangeLimit"):
+        return 0.0
+    return min(width / abs(slope) / _SHADES, 1e4)
+
+
 Region = tuple[float, float, float, float]
 """Left, top, width and height, pixels of the frame; a negative width or height turns the picture around in that direction."""
 
@@ -604,5 +616,6 @@ __all__ = [
     "render",
     "render_viewport",
     "shape_on_screen",
+    "tolerance_for",
     "window_of",
 ]

@@ -22,15 +22,16 @@ from pydicom.charset import default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement, empty_value_for_VR
 from pydicom.filewriter import _AMBIGUOUS_OB_OW_TAGS, _AMBIGUOUS_US_SS_TAGS, _OVERLAY_DATA_TAGS
+from pydicom.multival import MultiValue
 from pydicom.tag import _LUT_DESCRIPTOR_TAGS, BaseTag
 from pydicom.valuerep import AMBIGUOUS_VR, EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
-from pixels_assets.dicom.attributes import ATTRIBUTES
+from pixels_assets.dicom.attributes import ATTRIBUTES, Attribute
 from pixels_assets.dicom.elements import SPECIFIC_CHARACTER_SET, UNDEFINED_LENGTH, Charset, charset_of
 from pixels_assets.dicom.json_model import BINARY_VRS, BULK_BYTES, PIXEL_TAGS, binary, element_text, reference, vr_of
 from pixels_assets.dicom.notes import listening
 from pixels_assets.dicom.transfer_syntax import DEFLATED, Encoding, declared_encoding
-from pixels_assets.dicom.values import UnfitError, typed_value
+from pixels_assets.dicom.values import PARTS, typed_value
 
 MEMORY_BYTES = 48 * 1024 * 1024
 """About this much is remembered per process; then everything is forgotten at once, and learnt again within a few files."""
@@ -55,7 +56,18 @@ _long = struct.Struct("<L").unpack_from
 _TRANSFER_SYNTAX_UID, _PIXEL_REPRESENTATION = 0x00020010, 0x00280103
 _BEFORE_PIXELS, _LAST_TAG = 0x7FE00007, 0xFFFDFFFF
 _BEFORE_CHARSET = frozenset({-1, 0x00080000, 0x00080001})
-_ATTRIBUTES = {attribute.tag: attribute for attribute in ATTRIBUTES}
+_ATTRIBUTES: dict[int, list[Attribute]] = {}  # of the top level, by tag
+_WITHIN: dict[int, list[Attribute]] = {}  # by the tag of the sequence whose items hold them
+_GATHERED: dict[int, str] = {}  # keyword by tag
+for _attribute in ATTRIBUTES:
+    if _attribute.kind == "gathered":
+        _GATHERED[_attribute.tag] = _attribute.keyword
+    elif _attribute.sequence is not None:
+        _WITHIN.setdefault(_attribute.sequence, []).append(_attribute)
+    else:
+        _ATTRIBUTES.setdefault(_attribute.tag, []).append(_attribute)
+_INNER = {attribute.tag for attributes in _WITHIN.values() for attribute in attributes} | set(_GATHERED)
+_VALUED = frozenset(_ATTRIBUTES) | frozenset(_WITHIN) | _INNER
 _NO_VALUES: Final[dict[str, object]] = dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES)
 # Outside of group 0028: SOP Class UID, pixel spacings, maximum of a segmentation, presentation shape, functional groups, offset tables.
 _DESCRIBING = frozenset({0x00080016, 0x00181164, 0x00182010, 0x0062000E, 0x20500020, 0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
@@ -86,17 +98,37 @@ class Pixels(NamedTuple):
 
 @dataclass(slots=True)
 class _Effect:
-    """What an element does beside its text in the JSON: typed values and notes on them by keyword, notes, and bytes that describe the pixel data."""
+    """What an element does beside its text in the JSON.
+
+    Parameters
+    ----------
+    values, value_notes : dict
+        Typed values, and what was odd about them, by keyword.
+    notes : list of str
+    described : dict
+        What describes the pixel data.
+    inner : dict of int to list
+        Values of an element of an item that columns are made of, by its tag.
+    gathered : dict of int to list
+        Values of such elements within a sequence, by tag, in the order of `pixels_assets.dicom.values.gathered`.
+    """
 
     values: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     value_notes: dict[str, str] = field(default_factory=dict)
     described: Described = field(default_factory=dict)
+    inner: dict[int, list[object]] = field(default_factory=dict)
+    gathered: dict[int, list[object]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.values or self.notes or self.value_notes or self.described)
+        return bool(self.values or self.notes or self.value_notes or self.described or self.inner or self.gathered)
+
+    def gather(self, values: dict[int, list[object]]) -> None:
+        for tag, found in values.items():
+            self.gathered.setdefault(tag, []).extend(found)
 
     def add(self, other: "_Effect") -> None:
+        self.gather(other.gathered)
         self.values.update(other.values)
         self.notes += other.notes
         self.value_notes.update(other.value_notes)
@@ -341,6 +373,7 @@ class HeaderParser:
         values, described = _NO_VALUES.copy(), dict[int, tuple[str, bytes]]()
         notes: list[str] = []
         value_notes: dict[str, str] = {}
+        gathered: dict[int, dict[str, None]] = {}
         for effect in self._effects:
             values.update(effect.values)
             described.update(effect.described)
@@ -348,6 +381,10 @@ class HeaderParser:
                 notes += effect.notes
             if effect.value_notes:
                 value_notes.update(effect.value_notes)
+            for tag, found in effect.gathered.items():
+                gathered.setdefault(tag, {}).update(dict.fromkeys(str(value) for value in found if value))
+        for tag, distinct in gathered.items():
+            values[_GATHERED[tag]] = list(distinct) or None
         return values, notes, value_notes, described
 
     def _cut(self) -> Exception:
@@ -581,11 +618,16 @@ class HeaderParser:
                     raise UnusualHeader
                 position += length
             items.append("{" + ",".join(texts) + "}")
+        if depth == 1 and tag in _WITHIN and context.kind == "top":
+            for attribute in _WITHIN[tag]:
+                _type_value(attribute, effect.inner.get(attribute.tag, []), effect)
+        effect.inner = {}
         return '{"vr":"SQ","Value":[' + ",".join(items) + "]}", effect, position
 
     def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], effect: _Effect) -> int:
         """Read the elements of an item up to its end or delimiter, and return where that is."""
         data, last = self._data, -1
+        nested: list[_Effect] = []
         vr: bytes | None = None
         while position < end:
             start = position + 8
@@ -622,12 +664,20 @@ class HeaderParser:
             if entry.text:
                 texts.append(entry.text)
             if entry.effect is not None:
-                effect.add(entry.effect)
+                effect.notes += entry.effect.notes
+                if entry.effect.gathered:
+                    nested.append(entry.effect)
+                for inner, values in entry.effect.inner.items():
+                    effect.inner.setdefault(inner, []).extend(values)
+                    if inner in _GATHERED:
+                        effect.gather({inner: values})
             if entry.after is not None:
                 if tag == SPECIFIC_CHARACTER_SET and last not in _BEFORE_CHARSET:
                     raise UnusualHeader
                 context = entry.after
             last, position = tag, stop
+        for one in nested:
+            effect.gather(one.gathered)
         return position
 
 
@@ -703,7 +753,7 @@ def _bulk(context: _Context, tag: int, vr: bytes | None, data: bytes, start: int
         name = _vr_name(context, tag, vr, length)
     else:
         name = _VR_NAMES[vr]
-    if name not in BINARY_VRS or (context.kind != "item" and tag in _ATTRIBUTES):
+    if name not in BINARY_VRS or tag in _VALUED:
         return None
     if length > _DEFER_BYTES and vr in _UNWRITTEN and _resolve(context, tag, vr, length) != name:
         raise UnusualHeader
@@ -723,6 +773,8 @@ def _describe(context: _Context, tag: int, vr: str, value: bytes, effect: _Effec
 
 
 def _sequence_entry(context: _Context, tag: int, text: str, effect: _Effect, value: bytes, depth: int) -> _Entry:
+    if tag in (_INNER if context.kind == "item" else _ATTRIBUTES):
+        raise UnusualHeader
     _describe(context, tag, "SQ", value, effect)
     # The path to what is in the top level's sequences is always the same.
     return _Entry(tag, f'"{tag:08X}":{text}', effect, is_kept=depth == 0 or '"BulkDataURI"' not in text)
@@ -730,6 +782,8 @@ def _sequence_entry(context: _Context, tag: int, text: str, effect: _Effect, val
 
 def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
     """Make the entry of an element that is not a sequence, or an empty one."""
+    if tag in _WITHIN and context.kind == "top" and (value or vr not in (None, b"SQ")):
+        raise UnusualHeader
     name = _vr_name(context, tag, vr, len(value))
     converter = _CONVERTERS.get(name) if value and tag not in _LUT_DESCRIPTOR_TAGS else None
     found = None if converter is None else converter(name, value, context.is_plain)
@@ -743,9 +797,8 @@ def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: 
         text = "" if made is None else f'"{key}":{made}'
     else:
         text = f'"{key}":{found[0]}'
-        if context.kind == "top" and tag in _ATTRIBUTES:
-            _type_value(tag, found[1], effect)
-        elif tag == _TRANSFER_SYNTAX_UID and context.kind == "meta":
+        _take_value(context, tag, found[1], effect)
+        if tag == _TRANSFER_SYNTAX_UID and context.kind == "meta":
             if name != "UI" or not found[1]:
                 raise UnusualHeader
             effect.values["TransferSyntaxUID"] = found[1]
@@ -754,11 +807,24 @@ def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: 
     return _Entry(tag, text, effect, _after(context, tag, vr, value), is_kept='"BulkDataURI"' not in text)
 
 
-def _type_value(tag: int, value: object, effect: _Effect) -> None:
-    attribute = _ATTRIBUTES[tag]
+def _take_value(context: _Context, tag: int, value: object, effect: _Effect) -> None:
+    """Make columns of the value of an element, or let the sequence around it do so."""
+    if context.kind == "top":
+        for attribute in _ATTRIBUTES.get(tag, ()):
+            _type_value(attribute, value, effect)
+    elif context.kind == "item" and tag in _INNER:
+        effect.inner[tag] = list(value) if isinstance(value, MultiValue | list) else [value]
+
+
+def _type_value(attribute: Attribute, value: object, effect: _Effect) -> None:
     try:
         effect.values[attribute.keyword] = typed_value(attribute.kind, value)
-    except UnfitError:
+    except Exception:  # it does not fit
+        _note_value(attribute, effect)
+
+
+def _note_value(attribute: Attribute, effect: _Effect) -> None:
+    if attribute.kind not in PARTS:
         effect.value_notes[attribute.keyword] = f"value_not_{attribute.kind}: {attribute.keyword}"
 
 
@@ -773,12 +839,14 @@ def _by_pydicom(context: _Context, tag: int, vr: bytes | None, value: bytes, pat
         if notes.caught:
             raise UnusualHeader
         effect.notes += notes.words()
-        if context.kind == "top" and tag in _ATTRIBUTES:
-            attribute = _ATTRIBUTES[tag]
+        if (context.kind == "top" and tag in _ATTRIBUTES) or (context.kind == "item" and tag in _INNER):
             try:
-                _type_value(tag, dataset[raw.tag].value, effect)
-            except Exception:  # as in the reading through pydicom
-                effect.value_notes[attribute.keyword] = f"value_not_{attribute.kind}: {attribute.keyword}"
+                _take_value(context, tag, dataset[raw.tag].value, effect)
+            except Exception:  # pydicom cannot convert it
+                if context.kind == "item":
+                    raise UnusualHeader from None
+                for attribute in _ATTRIBUTES[tag]:
+                    _note_value(attribute, effect)
             if notes.caught:
                 raise UnusualHeader
     try:

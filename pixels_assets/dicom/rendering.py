@@ -16,26 +16,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixels_assets.dicom.codecs import Array, NoPixels, Reason
-from pixels_assets.dicom.pixels import Frame, number, numbers, text, value
+from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, numbers, text, value
+from pixels_assets.dicom.pixels import Frame
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Block = tuple[int, int]
 
 _BAND_BYTES = 4 << 20
-_SAMPLE_SIDE = 192
+_SAMPLE_SIDE = 128
 """Statistics rest on a grid of at most about this many rows and columns of stored values."""
 
 _SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 
 
-def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
+def render(frame: Frame, dataset: ImageHeader, *, size: int) -> Grey:
     """Render a frame for the screen.
 
     Parameters
     ----------
     frame : Frame
-    dataset : pydicom.Dataset
+        In full or reduced by its decoder.
+    dataset : ImageHeader
         Header of the object.
     size : int
         Longest side of the result, pixels. Smaller frames stay as they are, but non-square pixels are made square.
@@ -53,9 +55,11 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
     ----------
     DICOM PS3.3 C.7.6.3.1.2, C.7.9, C.11.1, C.11.2; PS3.4 N.2.
     """
-    rows, columns = frame.array.shape[:2]
+    rows, columns = frame.array.shape[0] * frame.scale, frame.array.shape[1] * frame.scale
+    if frame.scale > 1:  # the last row and column stand for less
+        rows, columns = min(rows, frame.description.rows), min(columns, frame.description.columns)
     height, width = shape_on_screen(rows, columns, pixel_aspect(dataset, frame.index), size)
-    block = max(1, rows // height), max(1, columns // width)
+    block = max(1, rows // (height * frame.scale)), max(1, columns // (width * frame.scale))
     samples = frame.array.shape[2] if frame.array.ndim == 3 else 1
     photometric = frame.description.photometric
     if samples > 1 and frame.array.dtype.kind != "f":
@@ -66,10 +70,22 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
         shown = _to_bytes(_shrink(frame.array, block, palette.colours))
     else:
         shown = _render_grey(frame, dataset, block)
-    whole = columns / block[1], rows / block[0]
+    whole = columns / (block[1] * frame.scale), rows / (block[0] * frame.scale)
     if whole != (width, height):
         shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING, box=(0, 0, *whole)))
     return shown
+
+
+def reduction_for(dataset: ImageHeader, size: int) -> int:
+    """How many times smaller both ways a frame may be decoded so that `render` still has a pixel for each of its result's.
+
+    1 for palettes: their indices are not to be averaged.
+    """
+    rows, columns = number(dataset, "Rows") or 0, number(dataset, "Columns") or 0
+    if rows < 1 or columns < 1 or text(dataset, "PhotometricInterpretation").upper() == "PALETTE COLOR":
+        return 1
+    height, width = shape_on_screen(int(rows), int(columns), pixel_aspect(dataset), size)
+    return max(1, min(int(rows) // height, int(columns) // width))
 
 
 def shape_on_screen(rows: int, columns: int, aspect: float, size: int) -> tuple[int, int]:
@@ -87,7 +103,7 @@ def shape_on_screen(rows: int, columns: int, aspect: float, size: int) -> tuple[
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def pixel_aspect(dataset: pydicom.Dataset, index: int = 0) -> float:
+def pixel_aspect(dataset: ImageHeader, index: int = 0) -> float:
     """Height of a pixel over its width, 1.0 where nothing sensible is said.
 
     (0028,0034) *Pixel Aspect Ratio*, (0028,0030) *Pixel Spacing* (in functional groups too), (0018,1164) *Imager Pixel Spacing*, (0018,2010) *Nominal
@@ -102,10 +118,10 @@ def pixel_aspect(dataset: pydicom.Dataset, index: int = 0) -> float:
     return 1.0
 
 
-def functional_group(dataset: pydicom.Dataset, keyword: str, index: int) -> pydicom.Dataset:
+def functional_group(dataset: ImageHeader, keyword: str, index: int) -> ImageHeader:
     """Item of a functional group of one frame (DICOM PS3.3 C.7.6.16); the data set itself where there is none."""
     for groups, position in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        items = value(dataset, groups)
+        items = value(dataset, groups) if has(dataset, groups) else None
         if isinstance(items, pydicom.Sequence) and position < len(items):
             found = value(items[position], keyword)
             if isinstance(found, pydicom.Sequence) and len(found):
@@ -122,6 +138,8 @@ def _shrink(array: Array, block: Block, convert: Callable[[Array], Array] | None
 
     `convert` is applied to bands of rows before averaging.
     """
+    if block == (1, 1) and convert is None:
+        return array.astype(np.float32)
     rows = -(-array.shape[0] // block[0])
     band = max(1, min(rows, _BAND_BYTES // (array[0].size * 12 * block[0])))
     parts = []
@@ -132,7 +150,26 @@ def _shrink(array: Array, block: Block, convert: Callable[[Array], Array] | None
 
 
 def _average(array: Array, block: Block) -> Floats:
+    if array.dtype.kind in "ui" and array.dtype.itemsize <= 2 and array.shape[0] % block[0] == array.shape[1] % block[1] == 0:
+        return _average_integers(array, block)
     return _average_columns(_average_rows(array, block[0]), block[1])
+
+
+def _average_integers(array: Array, block: Block) -> Floats:
+    """Average whole blocks of small integers: sums in 16 bits where they fit, which is half of the memory traffic."""
+    area = block[0] * block[1]
+    most = int(array.max()) if array.dtype.kind == "u" else max(int(array.max()), -int(array.min()))
+    small = np.dtype(f"{array.dtype.kind}2") if most * area < 1 << (16 - (array.dtype.kind == "i")) else np.dtype(np.int32)
+    total = array[:: block[0]].astype(small) if block[0] == 1 else np.add(array[:: block[0]], array[1 :: block[0]], dtype=small)
+    for step in range(2, block[0]):
+        np.add(total, array[step :: block[0]], out=total, casting="unsafe")
+    if block[1] > 1:
+        rows = total
+        total = rows[:, :: block[1]] + rows[:, 1 :: block[1]]
+        for step in range(2, block[1]):
+            total += rows[:, step :: block[1]]
+    average: Floats = np.multiply(total, np.float32(1 / area), dtype=np.float32)
+    return average
 
 
 def _average_rows(array: Array, count: int) -> Floats:
@@ -210,7 +247,7 @@ class Palette:
         return self.table.take(indices.astype(np.intp), axis=0, mode="clip")
 
 
-def read_palette(dataset: pydicom.Dataset) -> Palette | None:
+def read_palette(dataset: ImageHeader) -> Palette | None:
     """Read the red, green and blue lookup tables, segmented or not (DICOM PS3.3 C.7.6.3.1.5, C.7.9.2); None when they are missing or unusable."""
     channels = []
     first = 0
@@ -236,9 +273,10 @@ def read_palette(dataset: pydicom.Dataset) -> Palette | None:
     return Palette(first, table.astype(np.uint8))
 
 
-def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.Dataset) -> NDArray[np.uint16]:
+def _lut_entries(raw: object, entries: int | None, bits: int, dataset: ImageHeader) -> NDArray[np.uint16]:
     """Entries of a lookup table, from bytes (OW) or numbers (US)."""
-    order = ">" if dataset.original_encoding[1] is False else "<"
+    plain = dataset.dataset if isinstance(dataset, RawImage) else dataset
+    order = ">" if plain.original_encoding[1] is False else "<"
     if isinstance(raw, int):
         raw = [raw]
     if raw is not None and not isinstance(raw, (bytes, bytearray)):
@@ -286,7 +324,7 @@ def _expand_into(expanded: list[int], words: NDArray[np.uint16], entries: int, p
 # Grey
 
 
-def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
+def _render_grey(frame: Frame, dataset: ImageHeader, block: Block) -> Grey:
     array = frame.array if frame.array.ndim == 2 else frame.array[:, :, 0]
     sample = array[:: -(-array.shape[0] // _SAMPLE_SIDE), :: -(-array.shape[1] // _SAMPLE_SIDE)]
     sample = _without_padding(sample, dataset)
@@ -299,8 +337,8 @@ def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
         values, sample = _shrink(array, block, convert), convert(sample)
     known = sample.astype(np.float32) if sample.size else values.reshape(-1)
     if (slope, intercept) != (1.0, 0.0):
-        values = values * np.float32(slope) + np.float32(intercept)
-        known = known * np.float32(slope) + np.float32(intercept)
+        values = _rescaled(values, slope, intercept)
+        known = _rescaled(known, slope, intercept)
     if frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
         shown = _segments(values, frame, dataset)
     else:
@@ -310,7 +348,13 @@ def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
     return shown
 
 
-def _segments(values: Floats, frame: Frame, dataset: pydicom.Dataset) -> Grey:
+def _rescaled(values: Floats, slope: float, intercept: float) -> Floats:
+    scaled = values * np.float32(slope)
+    scaled += np.float32(intercept)
+    return scaled
+
+
+def _segments(values: Floats, frame: Frame, dataset: ImageHeader) -> Grey:
     """Show a segmentation or bitmap on its whole possible range, so that an empty one is black."""
     highest = 1.0 if frame.description.bits_allocated == 1 else number(dataset, "MaximumFractionalValue") or max(1.0, float(values.max()))
     return _to_bytes(values * np.float32(255 / highest))
@@ -325,7 +369,7 @@ def _finite(array: Array) -> Array:
     return np.clip(array, -1e30, 1e30).astype(np.float32)
 
 
-def _without_padding(sample: Array, dataset: pydicom.Dataset) -> Array:
+def _without_padding(sample: Array, dataset: ImageHeader) -> Array:
     """Drop pixels outside the field of view: (0028,0120) *Pixel Padding Value*, or the range up to (0028,0121)."""
     padding = number(dataset, "PixelPaddingValue")
     if padding is None or sample.dtype.kind not in "ui":
@@ -343,7 +387,7 @@ def _as_stored(bound: float, dtype: np.dtype[np.generic]) -> int:
     return whole - (1 << bits) if dtype.kind == "i" and whole >> (bits - 1) else whole
 
 
-def _rescale(dataset: pydicom.Dataset, index: int) -> tuple[float, float]:
+def _rescale(dataset: ImageHeader, index: int) -> tuple[float, float]:
     holder = functional_group(dataset, "PixelValueTransformationSequence", index)
     slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
     if not slope or abs(slope) > 1e15 or abs(intercept or 0) > 1e15:
@@ -363,11 +407,11 @@ class _Lut:
         return self.table.take(positions, mode="clip")
 
 
-def _modality_lut(dataset: pydicom.Dataset) -> Callable[[Array], Array] | None:
+def _modality_lut(dataset: ImageHeader) -> Callable[[Array], Array] | None:
     return _read_lut(dataset, "ModalityLUTSequence")
 
 
-def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
+def _read_lut(dataset: ImageHeader, keyword: str) -> _Lut | None:
     """First item of a lookup table sequence (DICOM PS3.3 C.11.1.1, C.11.2.1.1); None when it is absent or unusable."""
     items = value(dataset, keyword)
     if not isinstance(items, pydicom.Sequence) or not len(items):
@@ -382,19 +426,21 @@ def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
     return _Lut(first, table.astype(np.float32)) if table.size else None
 
 
-def _voi(dataset: pydicom.Dataset, index: int, known: Floats, values: Floats) -> Callable[[Floats], Grey]:
+def _voi(dataset: ImageHeader, index: int, known: Floats, values: Floats) -> Callable[[Floats], Grey]:
     """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
 
     Parameters
     ----------
-    dataset : pydicom.Dataset
+    dataset : ImageHeader
     index : int
     known : numpy.ndarray, float32
         Sample of the values that count, padding left out.
     values : numpy.ndarray, float32
         All values that will be shown.
     """
-    low, high = (float(bound) for bound in np.percentile(known, (1, 99), method="nearest"))
+    ranks = round(0.01 * (known.size - 1)), round(0.99 * (known.size - 1))
+    ordered = np.partition(known, ranks)
+    low, high = float(ordered[ranks[0]]), float(ordered[ranks[1]])
     if low == high:
         low, high = float(min(known.min(), values.min())), float(max(known.max(), values.max()))
     if low == high:
@@ -431,7 +477,7 @@ class _Window:
         return _to_bytes(shown)
 
 
-def _read_window(holder: pydicom.Dataset) -> _Window | None:
+def _read_window(holder: ImageHeader) -> _Window | None:
     """First (0028,1050) *Window Center* and (0028,1051) *Window Width* (DICOM PS3.3 C.11.2.1.2); None when they define nothing."""
     centre, width = number(holder, "WindowCenter"), number(holder, "WindowWidth")
     function = text(holder, "VOILUTFunction").upper()

@@ -126,6 +126,8 @@ class _KeptSource(_FileSource):
 
 
 class _Stream(io.RawIOBase):
+    name = ""  # pydicom asks for it
+
     def __init__(self, source: Source) -> None:
         self._source = source
         self._at = 0

@@ -4,6 +4,7 @@ Holds re-encoding of whole data sets. Must not know files or HTTP.
 """
 
 import io
+import logging
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -17,6 +18,9 @@ from pixels_assets.dicom.image import number
 from pixels_assets.dicom.notes import listening
 from pixels_assets.dicom.pixels import PixelSource, read_frame
 from pixels_assets.dicomweb.frames import PYDICOM, native_bytes, swapped_bytes
+from pixels_assets.errors import place_of
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CannotTranscode", "to_explicit_little"]
 
@@ -59,6 +63,7 @@ def to_explicit_little(stream: BinaryIO, source: PixelSource | None, *, max_byte
         msg = "there is not enough memory for the decoded object"
         raise CannotTranscode(msg) from error
     except Exception as error:  # pydicom raises nearly anything on damaged objects; the client gets a word, not a stack
+        logger.debug("re-encoding failed: %s", place_of(error))
         msg = f"the object cannot be re-encoded ({type(error).__name__})"
         raise CannotTranscode(msg) from error
 

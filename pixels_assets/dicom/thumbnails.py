@@ -16,7 +16,7 @@ from PIL import Image
 
 from pixels_assets.dicom.codecs import Reason
 from pixels_assets.dicom.pixels import NoPixels, PixelSource, read_frame
-from pixels_assets.dicom.rendering import reduction_for, render
+from pixels_assets.dicom.rendering import reduction_for, render, tolerance_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,8 +89,9 @@ def make_thumbnail(source: PixelSource | None, *, size: int = 256, max_bytes: in
         # What libraries warn about here is a value that the metadata's row reports already, or a codec's quirk that does not change the picture.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = read_frame(source, max_bytes=max_bytes, reduction=reduction_for(source.dataset, size))
-            data, mime, width, height = _encode(render(frame, source.dataset, size=size))
+            header = source.dataset
+            frame = read_frame(source, max_bytes=max_bytes, reduction=reduction_for(header, size), tolerance=tolerance_for(header))
+            data, mime, width, height = _encode(render(frame, header, size=size))
     except NoPixels as reason:
         return NoThumbnail(reason.code.value, reason.message)
     except MemoryError:

@@ -17,6 +17,7 @@ level.
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -220,7 +221,8 @@ def _write(path: Path, folder: Path, head: BytesIO, seen: Seen, pixel_offset: in
                 shutil.copyfileobj(seen.found.stream, file, 1 << 20)
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         msg = f"patched copies cannot be written to {folder} ({error.strerror}); free space there, permit writing or choose another"
         raise LakeError(msg) from error
 

@@ -31,7 +31,7 @@ from pixels_assets.dicom.codecs import (
     unpack,
 )
 
-__all__ = ["Frame", "NoPixels", "PixelSource", "describe", "number", "numbers", "read_frame", "text", "value"]
+__all__ = ["Frame", "NoPixels", "PixelSource", "describe", "number", "numbers", "read_frame", "read_value", "text", "value"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -142,6 +142,37 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None)
         frame = _read_native(source, element, description, codec, frames, index, max_bytes)
     array, after = _clear_unused_bits(frame.array, frame.description)
     return replace(frame, array=array, description=after)
+
+
+def read_value(source: PixelSource, *, max_bytes: int) -> bytes | None:
+    """Read the value of the pixel data element as it is stored: of encapsulated pixel data all items with their headers, without the delimiter.
+
+    Parameters
+    ----------
+    source : PixelSource
+    max_bytes : int
+        Most bytes that the value may have.
+
+    Returns
+    -------
+    bytes or None
+        What is there when it is cut short; None when there is none, or more than `max_bytes`.
+
+    References
+    ----------
+    DICOM PS3.5 8 and Annex A.4.
+    """
+    try:
+        element = _read_element(source)
+    except NoPixels:
+        return None
+    stop = element.stop
+    if element.declared == _UNDEFINED:
+        position = element.start
+        while (item := _item(source, element, position)) is not None:
+            position += 8 + item[0]
+        stop = min(position, stop)
+    return _read(source, element.start, stop - element.start) if element.start < stop <= element.start + max_bytes else None
 
 
 def describe(dataset: pydicom.Dataset, tag: int = _PIXELS) -> PixelDescription:

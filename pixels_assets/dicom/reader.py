@@ -32,7 +32,7 @@ from pixels_assets.dicom.transfer_syntax import (
     real_transfer_syntax,
     sniff_codec,
 )
-from pixels_assets.dicom.values import UnfitError, typed_value
+from pixels_assets.dicom.values import PARTS, gathered, typed_value, values_within
 
 logger = logging.getLogger(__name__)
 
@@ -372,12 +372,15 @@ def _values(dataset: Dataset, transfer_syntax: str | None, notes: Notes) -> dict
         try:
             if attribute.tag == _TRANSFER_SYNTAX_UID:
                 values[attribute.keyword] = transfer_syntax
+            elif attribute.kind == "gathered":
+                values[attribute.keyword] = gathered(dataset, attribute.tag)
+            elif attribute.sequence is not None:
+                values[attribute.keyword] = typed_value(attribute.kind, values_within(dataset, attribute.sequence, attribute.tag))
             elif attribute.tag in dataset:
                 values[attribute.keyword] = typed_value(attribute.kind, dataset[attribute.tag].value)
-        except UnfitError:
-            notes.add(f"value_not_{attribute.kind}: {attribute.keyword}")
-        except Exception:  # pydicom cannot convert the value; `meta` keeps its bytes and the element is noted
-            notes.add(f"value_not_{attribute.kind}: {attribute.keyword}")
+        except Exception:  # it does not fit, or pydicom cannot convert it: then `meta` keeps its bytes
+            if attribute.kind not in PARTS:
+                notes.add(f"value_not_{attribute.kind}: {attribute.keyword}")
     return values
 
 

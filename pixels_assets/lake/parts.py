@@ -452,11 +452,13 @@ def _weigher(kind: pa.DataType) -> Callable[[Any], int]:
         return _sized(bytes, bytearray)
     if pa.types.is_list(kind):
         weigh, items = _weigher(kind.value_type), _sized(list, tuple)
-        return lambda value: items(value) + sum(map(weigh, value))
+        return lambda value: items(value) + sum(weigh(item) for item in value if item is not None)
     if pa.types.is_boolean(kind):
         return _fixed(bool)
     if pa.types.is_integer(kind):
         return _fixed(int, numbers.Integral)
+    if pa.types.is_floating(kind):
+        return _fixed(float)
     if pa.types.is_date(kind):
         return _fixed(dt.date)
     if pa.types.is_timestamp(kind):

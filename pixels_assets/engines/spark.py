@@ -24,9 +24,7 @@ from secrets import token_hex
 from typing import Any, Self
 
 import pyarrow as pa
-from py4j.protocol import Py4JError
 from pyspark import Accumulator, InheritableThread, SparkContext
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import udf
 from pyspark.sql.types import BinaryType
@@ -117,7 +115,7 @@ def starting() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message="PySpark does not yet fully support pandas")
             yield
-    except (PySparkException, Py4JError, OSError) as error:
+    except Exception as error:  # Spark and the bridge to its Java side have no base of their own
         msg = f"Spark does not start: {_reason(error)}; is the master reachable, and is it of the same Spark version?"
         raise WorkerError(msg) from error
     finally:

@@ -12,15 +12,18 @@ import threading
 import time
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pydicom
 import pyspark
 import pytest
+import yaml
 from pydicom.data import get_testdata_file
 
 from pixels_assets import Catalog
 from pixels_assets.cli import main
+from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
 from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, session_config, spark_table
 from pixels_assets.errors import LakeError, SourceMissingError, UsageError, WorkerError
@@ -445,6 +448,40 @@ def test_spark_reads_the_live_rows_of_every_table(expected_lake, session, tmp_pa
         spark_table(session, lake, "objects")
     with pytest.raises(LakeError):
         spark_table(session, tmp_path / "none", "object_catalog")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------------- words
+
+DOCUMENT = (ROOT / "docs" / "spark.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+
+
+@slow
+@spark
+def test_what_the_document_shows_runs_as_printed(folder, expected_lake, session, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder, tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "docs/spark.md", "exec"), names)
+    assert len(blocks("python")) == 4
+    output = capsys.readouterr().out
+    assert "slice_thickness" in output
+    assert re.search(r"not_dicom *\| *not_dicom *\| *1\|", output)
+    assert re.search(r"sum\(.*=[1-9]", output)
+
+
+def test_run_config_of_the_document_is_accepted_and_reaches_the_session(tmp_path):
+    (config,) = map(yaml.safe_load, blocks("yaml"))
+    definitions = build_definitions({"lake": tmp_path / "lake"})
+    assert dg.validate_run_config(definitions.resolve_job_def("ingest_batch"), config)
+    engine = EngineResource(**config["resources"]["engine"]["config"])
+    made = session_config(engine.settings(), engine.spark_config)
+    assert (made["spark.master"], made["spark.executor.memory"]) == ("spark://host:7077", "2g")
+    assert engine.settings().spark_partitions == 64
 
 
 # -------------------------------------------------------------------------------------------------------------------------- commands and kills

@@ -177,15 +177,9 @@ def read(path: Path) -> Header:
 def thumbnail(path: Path, size: int = 256) -> Thumbnail:
     """Path to header and thumbnail, as a worker makes them."""
     header = read(path)
-    made = make_thumbnail(source_of(header), size=size, max_bytes=LIMIT)
+    made = make_thumbnail(PixelSource.of(header), size=size, max_bytes=LIMIT)
     assert isinstance(made, Thumbnail), made
     return made
-
-
-def source_of(header: Header) -> PixelSource:
-    """Where the pixels of a header are."""
-    assert header.pixel_offset is not None
-    return PixelSource(header.dataset, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
 
 def by_matplotlib(path: Path) -> NDArray[np.uint8]:

@@ -3,18 +3,19 @@
 Holds the two kinds of headers that the pixel modules read, and how their values are asked for. Must not read streams or pixel data.
 
 `RawImage` serves what is usual straight from the bytes and makes no pydicom object for it; what is unusual (sequences, a VR that the dictionary does
-not give, lookup tables) it asks the pydicom data set for, which is made then and only then.
+not give, lookup tables in sequences) it asks the pydicom data set for, which is made then and only then.
 """
 
 import logging
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 
-__all__ = ["ImageHeader", "RawImage", "has", "number", "numbers", "text", "value"]
+__all__ = ["ImageHeader", "RawImage", "has", "is_big_endian", "number", "numbers", "text", "value"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,10 +47,17 @@ _USUAL: dict[str, tuple[int, str]] = {
     "RescaleSlope": (0x00281053, "DS"),
     "VOILUTFunction": (0x00281056, "CS"),
     "MaximumFractionalValue": (0x0062000E, "US"),
+    **{f"{colour}PaletteColorLookupTableDescriptor": (0x00281101 + place, "US or SS") for place, colour in enumerate(("Red", "Green", "Blue"))},
 }
 """Attributes that `RawImage` reads itself."""
 
-_WHOLE = {"US": 2, "US or SS": 2}
+_BYTES: dict[str, int] = {
+    "ExtendedOffsetTable": 0x7FE00001,
+    "ExtendedOffsetTableLengths": 0x7FE00002,
+    **{f"{colour}PaletteColorLookupTableData": 0x00281201 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
+    **{f"Segmented{colour}PaletteColorLookupTableData": 0x00281221 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
+}
+"""Attributes whose value is bytes for `RawImage`, whatever their VR."""
 
 
 class RawImage:
@@ -65,11 +73,11 @@ class RawImage:
         Makes the pydicom data set of the same header; called at most once.
     """
 
-    __slots__ = ("_dataset", "_full", "_little", "_raw")
+    __slots__ = ("_dataset", "_full", "_raw", "little")
 
     def __init__(self, raw: Callable[[int], RawValue | None], *, little: bool, full: Callable[[], pydicom.Dataset]) -> None:
         self._raw = raw
-        self._little = little
+        self.little = little
         self._full = full
         self._dataset: pydicom.Dataset | None = None
 
@@ -97,13 +105,18 @@ class RawImage:
         written, data = found
         if written is not None and written not in vr:
             return numbers(self.dataset, keyword)
-        if vr in _WHOLE:
+        if vr in ("US", "US or SS"):
             if len(data) % 2:
                 return []
-            order = "little" if self._little else "big"
-            signed = written == "SS"
-            return [float(int.from_bytes(data[at : at + 2], order, signed=signed)) for at in range(0, len(data), 2)]  # type: ignore[arg-type]
+            # A descriptor holds a number of entries, which has no sign, whatever its VR is.
+            letter = "h" if written == "SS" and not keyword.endswith("Descriptor") else "H"
+            return list(map(float, struct.unpack(f"{'<' if self.little else '>'}{len(data) // 2}{letter}", data)))
         return _parse(data, whole=vr == "IS")
+
+    def data(self, keyword: str) -> bytes | None:
+        """Bytes of a value, None when it is absent or empty."""
+        found = self._raw(_BYTES[keyword])
+        return found[1] if found and found[1] else None
 
     def text(self, keyword: str) -> str:
         """See `text`."""
@@ -137,6 +150,11 @@ def has(header: ImageHeader, keyword: str) -> bool:
     return tag is not None and (header.has(tag) if isinstance(header, RawImage) else tag in header)
 
 
+def is_big_endian(header: ImageHeader) -> bool:
+    """Whether the binary values of a header are big endian."""
+    return not header.little if isinstance(header, RawImage) else header.original_encoding[1] is False
+
+
 def value(header: ImageHeader, keyword: str) -> Any:
     """Value of an attribute as pydicom gives it, None when it is absent, empty or unreadable.
 
@@ -146,6 +164,8 @@ def value(header: ImageHeader, keyword: str) -> Any:
     if tag is None:
         return None
     if isinstance(header, RawImage):
+        if keyword in _BYTES:
+            return header.data(keyword)
         if not header.has(tag):
             return None
         header = header.dataset

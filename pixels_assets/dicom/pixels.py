@@ -5,7 +5,7 @@ and allocates nothing that the header claims before the bytes are seen to be the
 """
 
 from array import array as number_array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
@@ -29,7 +29,8 @@ from pixels_assets.dicom.codecs import (
     starts_frame,
     unpack,
 )
-from pixels_assets.dicom.image import ImageHeader, has, number, text, value
+from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
+from pixels_assets.dicom.reader import Header
 
 __all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
@@ -64,6 +65,15 @@ class PixelSource:
     stream: BinaryIO
     offset: int
     length: int
+
+    @classmethod
+    def of(cls, header: Header) -> "PixelSource | None":
+        """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
+        if header.pixel_offset is None:
+            return None
+        described: Mapping[int, tuple[str, bytes]] | None = getattr(header, "described", None)
+        image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
+        return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixels_assets.dicom.codecs import Array, NoPixels, Reason
-from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, numbers, text, value
+from pixels_assets.dicom.image import ImageHeader, has, is_big_endian, number, numbers, text, value
 from pixels_assets.dicom.pixels import Frame
 
 Grey = NDArray[np.uint8]
@@ -404,8 +404,7 @@ def read_palette(dataset: ImageHeader) -> Palette | None:
 
 def _lut_entries(raw: object, entries: int | None, bits: int, dataset: ImageHeader) -> NDArray[np.uint16]:
     """Entries of a lookup table, from bytes (OW) or numbers (US)."""
-    plain = dataset.dataset if isinstance(dataset, RawImage) else dataset
-    order = ">" if plain.original_encoding[1] is False else "<"
+    order = ">" if is_big_endian(dataset) else "<"
     if isinstance(raw, int):
         raw = [raw]
     if raw is not None and not isinstance(raw, (bytes, bytearray)):

@@ -32,7 +32,7 @@ from pixels_assets.dicom.codecs import (
 from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
 from pixels_assets.dicom.reader import Header
 
-__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame"]
+__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -175,6 +175,37 @@ def _look_at(source: PixelSource) -> tuple[_Element, PixelDescription, Codec | N
         raise NoPixels(Reason.REFERENCED_PIXELS, "the pixel data is behind a URL, which is not followed")
     element = _read_element(source)
     return element, describe(source.dataset, element.tag), codec, max(1, int(number(source.dataset, "NumberOfFrames") or 1))
+
+
+def read_value(source: PixelSource, *, max_bytes: int) -> bytes | None:
+    """Read the value of the pixel data element as it is stored: of encapsulated pixel data all items with their headers, without the delimiter.
+
+    Parameters
+    ----------
+    source : PixelSource
+    max_bytes : int
+        Most bytes that the value may have.
+
+    Returns
+    -------
+    bytes or None
+        What is there when it is cut short; None when there is none, or more than `max_bytes`.
+
+    References
+    ----------
+    DICOM PS3.5 8 and Annex A.4.
+    """
+    try:
+        element = _read_element(source)
+    except NoPixels:
+        return None
+    stop = element.stop
+    if element.declared == _UNDEFINED:
+        position = element.start
+        while (item := _item(source, element, position)) is not None:
+            position += 8 + item[0]
+        stop = min(position, stop)
+    return _read(source, element.start, stop - element.start) if element.start < stop <= element.start + max_bytes else None
 
 
 def _is_encapsulated(source: PixelSource, element: _Element, codec: Codec | None) -> bool:

@@ -30,7 +30,7 @@ _UNKNOWN = 1 << 16
 class _Layout:
     """What the main header says, and where the packets are.
 
-    `blocks` are the exponents of width and height of the code-blocks of each resolution, `packets` the number of packets there, `steps` the exponent and
+    `blocks` are the exponents of width and height of the code-blocks of each resolution, `packets` its number of packets; `steps` are exponent and
     mantissa of each band, LL first.
     """
 

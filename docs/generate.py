@@ -50,7 +50,7 @@ def _tables() -> Iterator[str]:
         yield "| Column | Type | Meaning |"
         yield "| --- | --- | --- |"
         for column in table.columns:
-            kind = str(column.type).replace("<item: string>", " of string") + ("" if column.nullable else ", required")
+            kind = re.sub(r"<(?:item|element): (\w+)>", r" of \1", str(column.type)) + ("" if column.nullable else ", required")
             yield f"| `{column.name}` | {kind} | {_cell(column.comment)} |"
 
 

@@ -87,6 +87,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     folders = [os.fspath(source) for source in sources]
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
+    _require_engine(settings)
     with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
@@ -118,6 +119,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
+    _require_engine(settings)
     with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings)
@@ -126,6 +128,14 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
     ran.seconds = time.monotonic() - started
     return ran
+
+
+def _require_engine(settings: Settings) -> None:
+    """Raise before anything is written when the engine needs what is not here."""
+    if settings.engine == "spark":
+        from pixels_assets.engines.spark import require_java
+
+        require_java()
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
@@ -165,7 +175,7 @@ def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition
             partition_key=batch,
             instance=instance,
             run_config=_run_config(settings, retried),
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
             raise_on_error=False,
         )
     except dg.DagsterExecutionInterruptedError as interrupt:

@@ -371,10 +371,7 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]
     if THUMBNAILS.name not in spec.outputs:
         return NoThumbnail("not_asked_for", "thumbnails were not selected in this run")
-    source = None
-    if header.pixel_offset is not None:
-        source = PixelSource(header.dataset, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
-    return make_thumbnail(source, size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes)
+    return make_thumbnail(PixelSource.of(header), size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes)
 
 
 def _fail(row: dict[str, object], failure: Failure) -> None:

@@ -13,7 +13,7 @@ import numbers
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -368,7 +368,7 @@ class PartWriter:
         self._part_bytes = 0
 
 
-def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfinished: bool = False) -> None:
+def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfinished: bool = False, keep: Collection[str] = frozenset()) -> None:
     """Remove files that were written under names that begin so, and that no commit names; what cannot be removed stays.
 
     Parameters
@@ -380,12 +380,14 @@ def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfi
         Beginning of the names that their writers were given.
     only_unfinished : bool
         Leave complete ones alone.
+    keep : collection of str
+        Names of files to leave alone.
     """
     folder = lake / table.name / f"{PARTITION}={validate_batch(batch)}"
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208 - names are all that is needed
             is_unfinished = name.startswith(_UNFINISHED)
-            if name.removeprefix(_UNFINISHED).startswith(prefix) and (is_unfinished or not only_unfinished):
+            if name.removeprefix(_UNFINISHED).startswith(prefix) and (is_unfinished or not only_unfinished) and name not in keep:
                 with suppress(OSError):
                     (folder / name).unlink()
 
@@ -450,11 +452,13 @@ def _weigher(kind: pa.DataType) -> Callable[[Any], int]:
         return _sized(bytes, bytearray)
     if pa.types.is_list(kind):
         weigh, items = _weigher(kind.value_type), _sized(list, tuple)
-        return lambda value: items(value) + sum(map(weigh, value))
+        return lambda value: items(value) + sum(weigh(item) for item in value if item is not None)
     if pa.types.is_boolean(kind):
         return _fixed(bool)
     if pa.types.is_integer(kind):
         return _fixed(int, numbers.Integral)
+    if pa.types.is_floating(kind):
+        return _fixed(float)
     if pa.types.is_date(kind):
         return _fixed(dt.date)
     if pa.types.is_timestamp(kind):

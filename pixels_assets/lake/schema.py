@@ -8,11 +8,22 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pixels_assets.dicom.attributes import ATTRIBUTES
+from pixels_assets.dicom.attributes import ATTRIBUTES, Attribute
 
 PARTITION = "batch"
-_KINDS = {"text": pa.string(), "integer": pa.int64(), "date": pa.date32()}
 _TIME = pa.timestamp("us", tz="UTC")
+_KINDS = {
+    **dict.fromkeys(("text", "family", "given"), pa.string()),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "date": pa.date32(),
+    "time": pa.string(),  # Delta has no type for a time of day
+    "datetime": _TIME,
+    "offset": pa.int32(),
+    **dict.fromkeys(("texts", "gathered"), pa.list_(pa.string())),
+    "integers": pa.list_(pa.int64()),
+    "numbers": pa.list_(pa.float64()),
+}
 
 # Point queries ask for these. Names, descriptions and birth dates are kept out: statistics are copied into the transaction log, which outlives rows.
 _STATISTICS = frozenset(
@@ -120,6 +131,12 @@ def _texts(**meanings: str) -> tuple[Column, ...]:
     return tuple(Column(name, pa.string(), meaning) for name, meaning in meanings.items())
 
 
+def typed_column(attribute: Attribute) -> Column:
+    """Column of a promoted attribute."""
+    clause = f"({attribute.tag >> 16:04X},{attribute.tag & 0xFFFF:04X}), DICOM PS3.6 chapter 6"
+    return Column(attribute.keyword, _KINDS[attribute.kind], attribute.meaning, clause=clause)
+
+
 _PATH = Column("path", pa.string(), "Address of the object: an absolute path, or archive!/member.", nullable=False)
 _ORIGINAL_PATH = Column("original_path", pa.string(), "Address of the outermost file, the one that lies in the source.")
 _ORIGINAL_PATH_REQUIRED = Column(_ORIGINAL_PATH.name, _ORIGINAL_PATH.type, _ORIGINAL_PATH.meaning, nullable=False)
@@ -135,10 +152,7 @@ _HASH = Column("content_hash", pa.string(), "SHA-256 of the object's bytes, lowe
 _META = Column("meta", pa.string(), "The data set as DICOM JSON, without pixel data, long values as references.", clause="DICOM PS3.18 Annex F")
 _THUMBNAIL = Column("thumbnail", pa.binary(), "The representative frame as a small encoded image.")
 _BATCH = Column(PARTITION, pa.string(), "Key of the batch of files that brought the row.", nullable=False)
-_TYPED = tuple(
-    Column(item.keyword, _KINDS[item.kind], item.meaning, clause=f"({item.tag >> 16:04X},{item.tag & 0xFFFF:04X}), DICOM PS3.6 chapter 6")
-    for item in ATTRIBUTES
-)
+_TYPED = tuple(typed_column(item) for item in ATTRIBUTES)
 
 RAW_FILES = Table(
     "raw_files",

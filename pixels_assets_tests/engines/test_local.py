@@ -83,13 +83,24 @@ def statuses(rows, folder):
     }
 
 
+_BEFORE = set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def before():
+    """Workers that other files' fixtures keep for the whole session are none of these tests'."""
+    _BEFORE.update(children())
+    yield
+    _BEFORE.clear()
+
+
 def children(pid="self"):
     """Workers of a process; threads and processes may end while one looks."""
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found |= {int(child) for child in (task / "children").read_text().split()}
-    return {child for child in found if b"engines.worker" in command_of(child)}
+    return {child for child in found - _BEFORE if b"engines.worker" in command_of(child)}
 
 
 def command_of(pid):

@@ -134,7 +134,7 @@ def test_numbers_and_times_that_do_not_fit_are_null_and_leave_their_neighbours_a
         (member(1, Rows="512"), TypeError),
         (member(1, header="text"), TypeError),
         (member(1, warnings="text"), TypeError),
-        (member(1, warnings=[None]), TypeError),
+        (member(1, warnings=[7]), TypeError),
         (member(1, StudyDate="20200101"), TypeError),
         (member(1, modificationTime=1.5), TypeError),
     ],

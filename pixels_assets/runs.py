@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.local import keep_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
@@ -87,7 +88,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
     _require_engine(settings)
-    with shared_instance() as instance:
+    with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
@@ -119,7 +120,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
     _require_engine(settings)
-    with shared_instance() as instance:
+    with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings)
         for number, (batch, objects) in enumerate(batches.items(), start=1):

@@ -192,8 +192,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     def bring_in(folder: Path) -> None:
         from pixels_assets.runs import ingest
 
-        # What was stored is complete: there is nothing to wait for.
-        ran = ingest(replace(settings, quiet_seconds=0.0), [folder])
+        # What was stored is complete, and what was removed was removed on purpose.
+        ran = ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [folder])
         if ran.failed:
             raise PixelsError(next(iter(ran.failed.values())))
 

@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.extractors import load_extractors
+from pixels_assets.engines.local import keep_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
@@ -24,6 +26,7 @@ from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
@@ -88,7 +91,8 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     folders = [os.fspath(source) for source in sources]
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
-    with shared_instance() as instance:
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
@@ -120,7 +124,8 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
-    with shared_instance() as instance:
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings)
         for number, (batch, objects) in enumerate(batches.items(), start=1):
@@ -130,6 +135,47 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
             _update_rollups(settings, instance, say)
     ran.seconds = time.monotonic() - started
     return ran
+
+
+def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info) -> Ingested:
+    """Make the tables of extractors for all batches that have run to the end: their objects are read again, for these tables only.
+
+    Parameters
+    ----------
+    settings : Settings
+        Its extractors are replaced by those named.
+    names : sequence of str
+        As in the setting `extractors`.
+    say : callable
+        Told how it goes, a line at a time.
+
+    Raises
+    ------
+    UsageError
+        There is no such extractor, or no lake.
+    """
+    started, ran = time.monotonic(), Ingested()
+    chosen = replace(settings, extractors=",".join(names))
+    keys = [asset_key(extractor.table) for extractor in load_extractors(chosen)]
+    pending = set(pending_batches(settings.lake))
+    batches = [batch for batch in manifests(settings.lake).keys() if batch not in pending]  # noqa: SIM118 - no mapping
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
+        register(instance, batches)
+        job = _job(chosen)
+        for number, batch in enumerate(batches, start=1):
+            say(f"batch {batch} ({number} of {len(batches)}): {', '.join(names)}")
+            _run(chosen, instance, job, batch, ran, only=keys)
+    ran.seconds = time.monotonic() - started
+    return ran
+
+
+def _require_engine(settings: Settings) -> None:
+    """Raise before anything is written when the engine needs what is not here."""
+    if settings.engine == "spark":
+        from pixels_assets.engines.spark import require_java
+
+        require_java()
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
@@ -182,15 +228,21 @@ def _job(settings: Settings, name: str = "ingest_batch") -> dg.JobDefinition:
 
 
 def _execute(
-    settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, run_config: dict[str, object], batch: str | None = None
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    run_config: dict[str, object],
+    batch: str | None = None,
+    only: Sequence[dg.AssetKey] = (),
 ) -> dg.ExecuteInProcessResult:
     """Run a job in this process; an interrupted step is a KeyboardInterrupt."""
     try:
         result = job.execute_in_process(
             partition_key=batch,
             instance=instance,
+            asset_selection=list(only) or None,
             run_config=run_config,
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
             raise_on_error=False,
         )
     except dg.DagsterExecutionInterruptedError as interrupt:
@@ -200,9 +252,17 @@ def _execute(
     return result
 
 
-def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
-    """Run the lineage of one batch in this process; True when it came to the end."""
-    result = _execute(settings, instance, job, _run_config(settings, retried), batch)
+def _run(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    batch: str,
+    ran: Ingested,
+    retried: Sequence[str] = (),
+    only: Sequence[dg.AssetKey] = (),
+) -> bool:
+    """Run the lineage of one batch, or only some of its assets, in this process; True when it came to the end."""
+    result = _execute(settings, instance, job, _run_config(settings, retried), batch, only)
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))

@@ -10,6 +10,7 @@ from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import BATCH_TABLES, ROLLUPS
+from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
@@ -18,7 +19,7 @@ from pixels_assets.settings import home
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(*(asset_key(table) for table in BATCH_TABLES.values())),
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in BATCH_TABLES.values())) | dg.AssetSelection.groups(EXTENSIONS),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
 )
 

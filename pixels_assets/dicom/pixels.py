@@ -5,7 +5,7 @@ and allocates nothing that the header claims before the bytes are seen to be the
 """
 
 from array import array as number_array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
@@ -71,7 +71,7 @@ class PixelSource:
         """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
         if header.pixel_offset is None:
             return None
-        described: Mapping[int, tuple[str, bytes]] | None = getattr(header, "described", None)
+        described = header.described
         image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
         return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
@@ -143,7 +143,7 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None,
     reduction : int
         A picture this many times smaller both ways is good enough: codecs that get at one with less work may give it, or one less reduced.
     tolerance : float
-        What the stored values of such a smaller picture may be off by.
+        What the stored values of such a smaller picture may be off by, see `codecs.decode_reduced`.
 
     Returns
     -------

@@ -109,6 +109,11 @@ def _parser() -> _Parser:
     _add_engine(retry)
     retry.set_defaults(command=_retry)
 
+    extract = commands.add_parser("extract", parents=[common], help="make the tables of extractors for what was ingested before")
+    extract.add_argument("extractors", nargs="+", metavar="NAME", help="extractor, by name or as module:object; see docs/extractors.md")
+    extract.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    extract.set_defaults(command=_extract)
+
     serve = commands.add_parser("serve", parents=[common], help="DICOMweb and the viewer over the lake")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; others than this machine need a token")
     serve.add_argument("--port", type=int, default=8090, metavar="N", help="port to listen at (default: 8090)")
@@ -162,6 +167,15 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     return _ended(ran.failed)
 
 
+def _extract(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.runs import extract
+
+    _be_heard(settings)
+    ran = extract(settings, options.extractors, say=_say)
+    print(f"{len(ran.batches)} batches, {ran.files} files in {ran.seconds:.1f} s")
+    return _ended(ran.failed)
+
+
 def _status(options: argparse.Namespace, settings: Settings) -> int:  # one signature for all commands
     _print_status(settings)
     return 0
@@ -178,8 +192,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     def bring_in(folder: Path) -> None:
         from pixels_assets.runs import ingest
 
-        # What was stored is complete: there is nothing to wait for.
-        ran = ingest(replace(settings, quiet_seconds=0.0), [folder])
+        # What was stored is complete, and what was removed was removed on purpose.
+        ran = ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [folder])
         if ran.failed:
             raise PixelsError(next(iter(ran.failed.values())))
 

@@ -7,11 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.extractors import load_extractors
 from pixels_assets.engines.local import keep_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
@@ -24,6 +25,7 @@ from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_ba
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
@@ -130,6 +132,39 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     return ran
 
 
+def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info) -> Ingested:
+    """Make the tables of extractors for all batches that have run to the end: their objects are read again, for these tables only.
+
+    Parameters
+    ----------
+    settings : Settings
+        Its extractors are replaced by those named.
+    names : sequence of str
+        As in the setting `extractors`.
+    say : callable
+        Told how it goes, a line at a time.
+
+    Raises
+    ------
+    UsageError
+        There is no such extractor, or no lake.
+    """
+    started, ran = time.monotonic(), Ingested()
+    chosen = replace(settings, extractors=",".join(names))
+    keys = [asset_key(extractor.table) for extractor in load_extractors(chosen)]
+    pending = set(pending_batches(settings.lake))
+    batches = [batch for batch in manifests(settings.lake).keys() if batch not in pending]  # noqa: SIM118 - no mapping
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
+        register(instance, batches)
+        job = _job(chosen)
+        for number, batch in enumerate(batches, start=1):
+            say(f"batch {batch} ({number} of {len(batches)}): {', '.join(names)}")
+            _run(chosen, instance, job, batch, ran, only=keys)
+    ran.seconds = time.monotonic() - started
+    return ran
+
+
 def _require_engine(settings: Settings) -> None:
     """Raise before anything is written when the engine needs what is not here."""
     if settings.engine == "spark":
@@ -168,12 +203,21 @@ def _job(settings: Settings) -> dg.JobDefinition:
     return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def("ingest_batch")
 
 
-def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
-    """Run the lineage of one batch in this process; True when it came to the end."""
+def _run(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    batch: str,
+    ran: Ingested,
+    retried: Sequence[str] = (),
+    only: Sequence[dg.AssetKey] = (),
+) -> bool:
+    """Run the lineage of one batch, or only some of its assets, in this process; True when it came to the end."""
     try:
         result = job.execute_in_process(
             partition_key=batch,
             instance=instance,
+            asset_selection=list(only) or None,
             run_config=_run_config(settings, retried),
             tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
             raise_on_error=False,

@@ -275,4 +275,10 @@ QUARANTINE = Table(
     ),
 )
 
+
+def key_columns() -> tuple[Column, Column, Column]:
+    """Columns that every table of objects has: `path` and `original_path` first, `batch` last."""
+    return _PATH, _ORIGINAL_PATH_REQUIRED, _BATCH
+
+
 TABLES: dict[str, Table] = {table.name: table for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE)}

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pixels_assets import __version__
@@ -102,6 +103,16 @@ def _parser() -> _Parser:
     retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
     retry.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
     retry.set_defaults(command=_retry)
+
+    serve = commands.add_parser("serve", parents=[common], help="DICOMweb and the viewer over the lake")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; others than this machine need a token")
+    serve.add_argument("--port", type=int, default=8090, metavar="N", help="port to listen at (default: 8090)")
+    serve.add_argument("--token", metavar="TOKEN", help="what clients have to present (default: PIXELS_TOKEN; better there than here)")
+    serve.add_argument("--exports", metavar="DIR", help="folder for objects that clients store (default: PIXELS_EXPORTS, else var/exports)")
+    serve.add_argument("--allow-delete", action="store_true", help="let clients remove what clients stored")
+    serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="origin whose pages may use the server; may be repeated")
+    serve.add_argument("--public-url", metavar="URL", help="how clients see the server, where a proxy stands before it")
+    serve.set_defaults(command=_serve)
     return parser
 
 
@@ -141,6 +152,36 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
 
 def _status(options: argparse.Namespace, settings: Settings) -> int:  # one signature for all commands
     _print_status(settings)
+    return 0
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.dicomweb.app import serve
+    from pixels_assets.dicomweb.service import WebSettings
+
+    if not 0 < options.port < 65536:
+        msg = f"there is no port {options.port}; ports are 1 to 65535"
+        raise UsageError(msg)
+
+    def bring_in(folder: Path) -> None:
+        from pixels_assets.runs import ingest
+
+        # What was stored is complete: there is nothing to wait for.
+        ran = ingest(replace(settings, quiet_seconds=0.0), [folder])
+        if ran.failed:
+            raise PixelsError(next(iter(ran.failed.values())))
+
+    _be_heard(settings)
+    web = WebSettings(
+        host=options.host,
+        port=options.port,
+        token=options.token or os.environ.get("PIXELS_TOKEN") or None,
+        exports=Path(options.exports or os.environ.get("PIXELS_EXPORTS") or home() / "var" / "exports").expanduser().absolute(),
+        allow_delete=options.allow_delete,
+        origins=tuple(options.allow_origin),
+        public_url=options.public_url,
+    )
+    serve(settings, web, bring_in, say=_say)
     return 0
 
 

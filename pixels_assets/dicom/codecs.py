@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixels_assets.dicom.bitplanes import without_low_planes
+
 _LOG = logging.getLogger(__name__)
 
 Array = NDArray[Any]
@@ -240,7 +242,7 @@ def decode(codec: Codec, data: bytes, description: PixelDescription, *, max_byte
 
 
 def decode_reduced(
-    codec: Codec, data: bytes, description: PixelDescription, *, max_bytes: int, reduction: int
+    codec: Codec, data: bytes, description: PixelDescription, *, max_bytes: int, reduction: int, tolerance: float = 0
 ) -> tuple[Array, PixelDescription, int]:
     """Decode one frame, smaller where the codec gets at a smaller picture with less work.
 
@@ -255,6 +257,8 @@ def decode_reduced(
         Bytes that the decoded frame may take. A decoder's own working memory may take half as much again.
     reduction : int
         How many times smaller, both ways, the picture may become.
+    tolerance : float
+        What single coefficients of a smaller picture may be off by if that is less work; its values are off by about a third of it on average.
 
     Returns
     -------
@@ -278,7 +282,7 @@ def decode_reduced(
     found = _read_header(codec, data)
     if (found.rows, found.columns) != (description.rows, description.columns):
         raise NoPixels(Reason.BAD_PIXEL_DESCRIPTION, "the codestream's dimensions differ from the data set's")
-    if reduction > 1 and (small := _decode_small(codec, data, found, description, reduction, max_bytes)) is not None:
+    if reduction > 1 and (small := _decode_small(codec, data, found, description, reduction, tolerance, max_bytes)) is not None:
         array, scale = small
         return *_correct(array, codec, found, description), scale
     decoded_bytes = found.rows * found.columns * found.samples * (2 if found.precision > 8 else 1)
@@ -591,7 +595,7 @@ _CODESTREAM_CODECS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescript
 
 
 def _decode_small(
-    codec: Codec, data: bytes, found: Codestream, description: PixelDescription, reduction: int, max_bytes: int
+    codec: Codec, data: bytes, found: Codestream, description: PixelDescription, reduction: int, tolerance: float, max_bytes: int
 ) -> tuple[Array, int] | None:
     """Decode at a half, a quarter ... of the size; None where the full way has to be gone, which also finds the reason for damage."""
     levels = min(found.levels, reduction.bit_length() - 1)
@@ -605,7 +609,7 @@ def _decode_small(
     _check_memory(decoded_bytes, decoded_bytes + len(data) + working, max_bytes)
     for decoder in _SMALL_DECODERS[codec]:
         try:
-            array = decoder(data, found, description, levels)
+            array = decoder(data, found, description, levels, tolerance)
         except Exception as error:  # third-party decoders over hostile bytes may raise anything
             _LOG.debug("%s could not decode a %s frame: %s", decoder.__name__, codec.value, type(error).__name__)
             continue
@@ -646,7 +650,7 @@ def _centre(array: Array, levels: int) -> Array:
     return total.astype(array.dtype)
 
 
-def _small_high_throughput(data: bytes, found: Codestream, description: PixelDescription, levels: int) -> Array | None:
+def _small_high_throughput(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
     """OpenJPH, ten times as fast as OpenJPEG, where its results can be trusted.
 
     It lets values wrap around that the wavelet throws beyond the range, and it hides damage: the bits above those stored have to be free to tell the
@@ -668,12 +672,31 @@ _SAFE_INT16 = 24_000
 """Values within this of zero did not wrap around: the wavelet overshoots by a fraction of the range."""
 
 
-def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescription, levels: int) -> Array | None:
-    """OpenJPEG by way of Pillow, the one of its bindings that can leave out resolutions."""
+def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
+    """OpenJPEG by way of Pillow, without the bit planes that nobody would see where the codestream allows that."""
+    data = data[found.start :] if found.start else data
+    if tolerance > 1 and found.samples == 1 and (fewer := without_low_planes(data, levels, tolerance)) is not None:
+        array = _small_openjpeg(fewer, found, levels)
+        if array is not None and _spread(array) >= _SPREAD * tolerance:
+            return array
+    return _small_openjpeg(data, found, levels)
+
+
+_SPREAD = 32
+"""A picture whose values cover less than so many times the tolerance is not the one that the tolerance was meant for."""
+
+
+def _spread(array: Array) -> int:
+    some = np.sort(array[::4, ::4], axis=None)
+    return int(some[-1 - len(some) // 50]) - int(some[len(some) // 50])
+
+
+def _small_openjpeg(data: bytes, found: Codestream, levels: int) -> Array | None:
+    """Pillow's is the one binding of OpenJPEG that can leave out resolutions."""
     scale = 1 << levels
     if found.samples not in (1, 3) or (found.samples == 3 and (found.precision != 8 or found.signed)):
         return None
-    with Image.open(io.BytesIO(data[found.start :] if found.start else data), formats=("JPEG2000",)) as image:
+    with Image.open(io.BytesIO(data), formats=("JPEG2000",)) as image:
         # Pillow rounds sizes to the nearest, where JPEG 2000 rounds them up.
         image._size = -(-found.columns // scale) * scale, -(-found.rows // scale) * scale
         image.reduce = levels  # type: ignore[method-assign, assignment]
@@ -689,7 +712,7 @@ def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescripti
     return array
 
 
-def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, levels: int) -> Array | None:
+def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
     """Scaled inverse cosine transforms of libjpeg, by way of Pillow."""
     scale = 1 << levels
     if found.precision != 8 or found.samples not in (1, 3) or found.rows * found.columns * found.samples < _SCALED_JPEG_SAMPLES:
@@ -705,7 +728,7 @@ def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, l
 _SCALED_JPEG_SAMPLES = 1 << 20
 """Below this many samples the plain decoder is as fast."""
 
-_SMALL_DECODERS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription, int], Array | None], ...]] = {
+_SMALL_DECODERS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription, int, float], Array | None], ...]] = {
     Codec.JPEG_2000: (_small_high_throughput, _small_jpeg_2000),
     Codec.JPEG: (_small_jpeg,),
 }

@@ -3,18 +3,20 @@
 Holds the two kinds of headers that the pixel modules read, and how their values are asked for. Must not read streams or pixel data.
 
 `RawImage` serves what is usual straight from the bytes and makes no pydicom object for it; what is unusual (sequences, a VR that the dictionary does
-not give, lookup tables) it asks the pydicom data set for, which is made then and only then.
+not give, lookup tables in sequences) it asks the pydicom data set for, which is made then and only then.
 """
 
 import logging
 import math
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 
-__all__ = ["ImageHeader", "RawImage", "has", "number", "numbers", "text", "value"]
+__all__ = ["ImageHeader", "RawImage", "has", "is_big_endian", "number", "numbers", "text", "value"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,10 +48,17 @@ _USUAL: dict[str, tuple[int, str]] = {
     "RescaleSlope": (0x00281053, "DS"),
     "VOILUTFunction": (0x00281056, "CS"),
     "MaximumFractionalValue": (0x0062000E, "US"),
+    **{f"{colour}PaletteColorLookupTableDescriptor": (0x00281101 + place, "US or SS") for place, colour in enumerate(("Red", "Green", "Blue"))},
 }
 """Attributes that `RawImage` reads itself."""
 
-_WHOLE = {"US": 2, "US or SS": 2}
+_BYTES: dict[str, int] = {
+    "ExtendedOffsetTable": 0x7FE00001,
+    "ExtendedOffsetTableLengths": 0x7FE00002,
+    **{f"{colour}PaletteColorLookupTableData": 0x00281201 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
+    **{f"Segmented{colour}PaletteColorLookupTableData": 0x00281221 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
+}
+"""Attributes whose value is bytes for `RawImage`, whatever their VR."""
 
 
 class RawImage:
@@ -65,11 +74,11 @@ class RawImage:
         Makes the pydicom data set of the same header; called at most once.
     """
 
-    __slots__ = ("_dataset", "_full", "_little", "_raw")
+    __slots__ = ("_dataset", "_full", "_raw", "little")
 
     def __init__(self, raw: Callable[[int], RawValue | None], *, little: bool, full: Callable[[], pydicom.Dataset]) -> None:
         self._raw = raw
-        self._little = little
+        self.little = little
         self._full = full
         self._dataset: pydicom.Dataset | None = None
 
@@ -84,26 +93,31 @@ class RawImage:
         """Whether there is an element of this tag."""
         return self._raw(tag) is not None
 
-    def numbers(self, keyword: str) -> list[float]:
+    def numbers(self, keyword: str) -> Sequence[float]:
         """See `numbers`."""
         usual = _USUAL.get(keyword)
         if usual is None:
             tag = tag_for_keyword(keyword)
-            return numbers(self.dataset, keyword) if tag is not None and self.has(tag) else []
+            return numbers(self.dataset, keyword) if tag is not None and self.has(tag) else ()
         tag, vr = usual
         found = self._raw(tag)
         if found is None:
-            return []
+            return ()
         written, data = found
         if written is not None and written not in vr:
             return numbers(self.dataset, keyword)
-        if vr in _WHOLE:
-            if len(data) % 2:
-                return []
-            order = "little" if self._little else "big"
-            signed = written == "SS"
-            return [float(int.from_bytes(data[at : at + 2], order, signed=signed)) for at in range(0, len(data), 2)]  # type: ignore[arg-type]
-        return _parse(data, whole=vr == "IS")
+        if vr in ("US", "US or SS"):
+            # A descriptor holds a number of entries, which has no sign, whatever its VR is.
+            letter = "h" if written == "SS" and not keyword.endswith("Descriptor") else "H"
+            read, form = _unpack, ("<" if self.little else ">") + letter
+        else:
+            read, form = _parse, vr
+        return read(data, form) if len(data) <= _REMEMBERED else read.__wrapped__(data, form)
+
+    def data(self, keyword: str) -> bytes | None:
+        """Bytes of a value, None when it is absent or empty."""
+        found = self._raw(_BYTES[keyword])
+        return found[1] if found and found[1] else None
 
     def text(self, keyword: str) -> str:
         """See `text`."""
@@ -120,14 +134,27 @@ class RawImage:
 ImageHeader = pydicom.Dataset | RawImage
 
 
-def _parse(data: bytes, *, whole: bool) -> list[float]:
-    """Parse decimal strings; none of them when one is not a number."""
+_REMEMBERED = 64
+"""Most bytes of a value whose numbers are remembered: a series says the same in each of its objects."""
+
+
+@lru_cache(maxsize=4096)
+def _unpack(data: bytes, form: str) -> tuple[float, ...]:
+    """Read binary numbers of two bytes; `form` is the byte order and the letter of `struct`."""
+    if len(data) % 2:
+        return ()
+    return tuple(map(float, struct.unpack(f"{form[0]}{len(data) // 2}{form[1]}", data)))
+
+
+@lru_cache(maxsize=4096)
+def _parse(data: bytes, vr: str) -> tuple[float, ...]:
+    """Parse decimal strings; none of them when one is not a number, or not a whole one where the VR is IS."""
     try:
-        values = [float(part.strip(b" \0")) for part in data.split(b"\\")]
+        values = tuple(float(part.strip(b" \0")) for part in data.split(b"\\"))
     except ValueError:
-        return []
-    if not all(map(math.isfinite, values)) or b"_" in data or (whole and any(found % 1 for found in values)):
-        return []
+        return ()
+    if not all(map(math.isfinite, values)) or b"_" in data or (vr == "IS" and any(found % 1 for found in values)):
+        return ()
     return values
 
 
@@ -135,6 +162,11 @@ def has(header: ImageHeader, keyword: str) -> bool:
     """Whether a header has an attribute, empty or not."""
     tag = tag_for_keyword(keyword)
     return tag is not None and (header.has(tag) if isinstance(header, RawImage) else tag in header)
+
+
+def is_big_endian(header: ImageHeader) -> bool:
+    """Whether the binary values of a header are big endian."""
+    return not header.little if isinstance(header, RawImage) else header.original_encoding[1] is False
 
 
 def value(header: ImageHeader, keyword: str) -> Any:
@@ -146,6 +178,8 @@ def value(header: ImageHeader, keyword: str) -> Any:
     if tag is None:
         return None
     if isinstance(header, RawImage):
+        if keyword in _BYTES:
+            return header.data(keyword)
         if not header.has(tag):
             return None
         header = header.dataset
@@ -158,7 +192,7 @@ def value(header: ImageHeader, keyword: str) -> Any:
         return None
 
 
-def numbers(header: ImageHeader, keyword: str) -> list[float]:
+def numbers(header: ImageHeader, keyword: str) -> Sequence[float]:
     """All values of an attribute as finite numbers; empty when it is absent or one of them is not a finite number."""
     if isinstance(header, RawImage):
         return header.numbers(keyword)
@@ -174,7 +208,8 @@ def numbers(header: ImageHeader, keyword: str) -> list[float]:
 
 def number(header: ImageHeader, keyword: str) -> float | None:
     """First value of an attribute as a finite number, None when it has none."""
-    return next(iter(numbers(header, keyword)), None)
+    found = numbers(header, keyword)
+    return found[0] if found else None
 
 
 def text(header: ImageHeader, keyword: str) -> str:

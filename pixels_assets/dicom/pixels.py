@@ -29,9 +29,10 @@ from pixels_assets.dicom.codecs import (
     starts_frame,
     unpack,
 )
-from pixels_assets.dicom.image import ImageHeader, has, number, text, value
+from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
+from pixels_assets.dicom.reader import Header
 
-__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame"]
+__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -64,6 +65,15 @@ class PixelSource:
     stream: BinaryIO
     offset: int
     length: int
+
+    @classmethod
+    def of(cls, header: Header) -> "PixelSource | None":
+        """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
+        if header.pixel_offset is None:
+            return None
+        described = header.described
+        image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
+        return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +125,10 @@ class _Task:
     index: int | None
     max_bytes: int
     reduction: int
+    tolerance: float
 
 
-def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None, reduction: int = 1) -> Frame:
+def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None, reduction: int = 1, tolerance: float = 0) -> Frame:
     """Read and decode one frame.
 
     With the defaults the array equals pydicom's ``pixel_array`` of that frame, except that YCbCr that a codec undoes is RGB already.
@@ -131,6 +142,8 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None,
         0-based. By default the middle one, or the last complete one before it when the pixel data is cut short.
     reduction : int
         A picture this many times smaller both ways is good enough: codecs that get at one with less work may give it, or one less reduced.
+    tolerance : float
+        What the stored values of such a smaller picture may be off by, see `codecs.decode_reduced`.
 
     Returns
     -------
@@ -145,7 +158,7 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None,
     ----------
     DICOM PS3.5 8 and Annex A; PS3.3 C.7.6.3.
     """
-    task = _Task(source, *_look_at(source), index, max_bytes, reduction)
+    task = _Task(source, *_look_at(source), index, max_bytes, reduction, tolerance)
     if index is not None and not 0 <= index < task.frames:
         raise NoPixels(Reason.NO_SUCH_FRAME, "the object has no frame of that number")
     frame = _read_encapsulated(task) if _is_encapsulated(source, task.element, task.codec) else _read_native(task)
@@ -162,6 +175,37 @@ def _look_at(source: PixelSource) -> tuple[_Element, PixelDescription, Codec | N
         raise NoPixels(Reason.REFERENCED_PIXELS, "the pixel data is behind a URL, which is not followed")
     element = _read_element(source)
     return element, describe(source.dataset, element.tag), codec, max(1, int(number(source.dataset, "NumberOfFrames") or 1))
+
+
+def read_value(source: PixelSource, *, max_bytes: int) -> bytes | None:
+    """Read the value of the pixel data element as it is stored: of encapsulated pixel data all items with their headers, without the delimiter.
+
+    Parameters
+    ----------
+    source : PixelSource
+    max_bytes : int
+        Most bytes that the value may have.
+
+    Returns
+    -------
+    bytes or None
+        What is there when it is cut short; None when there is none, or more than `max_bytes`.
+
+    References
+    ----------
+    DICOM PS3.5 8 and Annex A.4.
+    """
+    try:
+        element = _read_element(source)
+    except NoPixels:
+        return None
+    stop = element.stop
+    if element.declared == _UNDEFINED:
+        position = element.start
+        while (item := _item(source, element, position)) is not None:
+            position += 8 + item[0]
+        stop = min(position, stop)
+    return _read(source, element.start, stop - element.start) if element.start < stop <= element.start + max_bytes else None
 
 
 def _is_encapsulated(source: PixelSource, element: _Element, codec: Codec | None) -> bool:
@@ -422,7 +466,9 @@ def _codec_of(source: PixelSource, fragments: list[tuple[int, int]]) -> Codec:
 def _decode_fragments(task: _Task, fragments: list[tuple[int, int]], index: int) -> Frame:
     data = _join(task.source.stream, fragments, task.max_bytes)
     assert task.codec is not None
-    array, after, scale = decode_reduced(task.codec, data, task.description, max_bytes=task.max_bytes, reduction=task.reduction)
+    array, after, scale = decode_reduced(
+        task.codec, data, task.description, max_bytes=task.max_bytes, reduction=task.reduction, tolerance=task.tolerance
+    )
     return Frame(array, index, task.frames, after, scale)
 
 

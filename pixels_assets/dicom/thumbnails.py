@@ -16,7 +16,7 @@ from PIL import Image
 
 from pixels_assets.dicom.codecs import Reason
 from pixels_assets.dicom.pixels import NoPixels, PixelSource, read_frame
-from pixels_assets.dicom.rendering import reduction_for, render
+from pixels_assets.dicom.rendering import reduction_for, render, tolerance_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,8 +89,9 @@ def make_thumbnail(source: PixelSource | None, *, size: int = 256, max_bytes: in
         # What libraries warn about here is a value that the metadata's row reports already, or a codec's quirk that does not change the picture.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = read_frame(source, max_bytes=max_bytes, reduction=reduction_for(source.dataset, size))
-            data, mime, width, height = _encode(render(frame, source.dataset, size=size))
+            header = source.dataset
+            frame = read_frame(source, max_bytes=max_bytes, reduction=reduction_for(header, size), tolerance=tolerance_for(header))
+            data, mime, width, height = _encode(render(frame, header, size=size))
     except NoPixels as reason:
         return NoThumbnail(reason.code.value, reason.message)
     except MemoryError:
@@ -163,10 +164,12 @@ def _jpeg(shown: NDArray[np.uint8]) -> bytes:
 
 def _has_few_colours(shown: NDArray[np.uint8]) -> bool:
     """Whether no more than so many colours are used; a few pixels tell of most pictures that there are more."""
-    some: NDArray[np.unsignedinteger] = shown[::8, ::8]
-    if some.ndim == 3:
-        some = some.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    if len(np.unique(some)) > _FEW_COLOURS:
+    some = shown[::8, ::8]
+    if shown.ndim == 2:
+        used = int(np.count_nonzero(np.bincount(some.reshape(-1))))
+    else:
+        used = len(np.unique(some.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)))
+    if used > _FEW_COLOURS:
         return False
     return Image.fromarray(shown).getcolors(_FEW_COLOURS) is not None
 

@@ -3,6 +3,7 @@
 Holds the index and the reading of stored frames. Decoding is `pixels_assets.dicom.pixels`'s business.
 """
 
+import threading
 from array import array
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -11,14 +12,18 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from pixels_assets.dicom.codecs import CODECS, GE_BIG_ENDIAN_PIXELS, Codec, NoPixels, PixelDescription, Reason, looks_like_rle, sniff, starts_frame
-from pixels_assets.dicom.pixels import Frame, PixelSource, describe, number, read_frame, value
+from pixels_assets.dicom.image import number, value
+from pixels_assets.dicom.pixels import Frame, PixelSource, describe, read_frame
 from pixels_assets.dicom.reader import Header, Unreadable, read_header
 from pixels_assets.dicom.transfer_syntax import EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from pixels_assets.dicomweb.objects import Source
 from pixels_assets.intake.filetype import identify
 from pixels_assets.settings import Limits
 
-__all__ = ["FrameIndex", "header_of", "index_frames", "native_bytes", "pixel_source", "read_stored"]
+__all__ = ["PYDICOM", "FrameIndex", "header_of", "index_frames", "native_bytes", "read_stored"]
+
+PYDICOM = threading.Lock()
+"""Held while pydicom reads or writes a data set: how it warns is a setting of the whole process."""
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _UNDEFINED = 0xFFFFFFFF
@@ -89,7 +94,8 @@ def header_of(source: Source, limits: Limits) -> Header | Unreadable:
     """Read the header of an object that the catalog holds."""
     stream = source.stream()
     offset, flags = _dataset_offset(stream, source.length)
-    return read_header(stream, source.length, dataset_offset=offset, flags=flags, max_deflated_bytes=limits.max_deflated_bytes)
+    with PYDICOM:
+        return read_header(stream, source.length, dataset_offset=offset, flags=flags, max_deflated_bytes=limits.max_deflated_bytes)
 
 
 def _dataset_offset(stream: BinaryIO, length: int) -> tuple[int, tuple[str, ...]]:
@@ -102,13 +108,6 @@ def _dataset_offset(stream: BinaryIO, length: int) -> tuple[int, tuple[str, ...]
     return found.dataset_offset or 0, found.flags
 
 
-def pixel_source(header: Header) -> PixelSource | None:
-    """Where a header's pixel data are; None without any."""
-    if header.pixel_offset is None:
-        return None
-    return PixelSource(header.dataset, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
-
-
 def index_frames(header: Header) -> FrameIndex:
     """Find the frames of an object.
 
@@ -117,7 +116,7 @@ def index_frames(header: Header) -> FrameIndex:
     NoPixels
         There are none.
     """
-    source = pixel_source(header)
+    source = PixelSource.of(header)
     if source is None:
         raise NoPixels(Reason.NO_PIXEL_DATA, "the object has no pixel data")
     codec = CODECS.get(source.transfer_syntax)
@@ -244,7 +243,7 @@ def syntax_of_frames(index: FrameIndex) -> str:
 
 def decode_frame(header: Header, frame: int, max_bytes: int) -> Frame:
     """Decode one frame, 0-based."""
-    source = pixel_source(header)
+    source = PixelSource.of(header)
     if source is None:
         raise NoPixels(Reason.NO_PIXEL_DATA, "the object has no pixel data")
     return read_frame(source, max_bytes=max_bytes, index=frame)

@@ -193,9 +193,12 @@ class Index:
             files.setdefault(batch, []).append(str(self._lake / OBJECT_CATALOG.name / path))
         cursor = self._database.cursor()
         cursor.register("object_catalog", catalog.to_pyarrow_dataset())
-        cursor.execute(_instances_sql(table, {item.name for item in catalog.schema().fields}))
-        series = cursor.execute(_series_sql(table)).to_arrow_table()
-        studies = cursor.execute(_studies_sql(table)).to_arrow_table()
+        served = f"served_{number}"
+        cursor.execute(_served_sql(served, {item.name for item in catalog.schema().fields}))
+        series = cursor.execute(_series_sql(served)).to_arrow_table()
+        studies = cursor.execute(_studies_sql(served)).to_arrow_table()
+        cursor.execute(_instances_sql(table, served))
+        cursor.execute(f'drop table "{served}"')
         total = cursor.execute(f'select count(*) from "{table}"').fetchone()  # noqa: S608 - a name of ours
         cursor.unregister("object_catalog")
         study_rows = pc.index_in(series["StudyInstanceUID"], studies["StudyInstanceUID"].combine_chunks()).to_numpy().astype(np.int32)
@@ -280,30 +283,40 @@ def _level(table: pa.Table, level: str) -> Level:
 
 
 def _source(item: Known, columns: set[str]) -> str:
-    """Write SQL for an attribute's value: its column, or its first value in `meta`."""
-    if item.keyword in columns:
-        return f'"{item.keyword}"'
-    member = ".Alphabetic" if item.vr == "PN" else ""
-    return f"json_extract_string(meta, '$.\"{item.tag:08X}\".Value[0]{member}')"
+    """Write SQL for an attribute's value: several values as DICOM writes them, times too."""
+    column = f'"{item.keyword}"'
+    if item.keyword not in columns:  # a lake that an older program wrote, and none since
+        return "null::date" if item.kind == "date" else "null::bigint" if item.kind == "integer" else "null::varchar"
+    if item.kind in {"texts", "integers", "numbers"}:
+        return f"array_to_string({column}, '\\')"
+    if item.kind == "time":
+        return f"regexp_replace(replace({column}, ':', ''), '[.]?0*$', '')"
+    return column
 
 
-def _instances_sql(table: str, columns: set[str]) -> str:
-    """One row per SOP Instance UID, from the newest batch that has one; by study, series and number, so that a series lies in one place."""
+def _served_sql(table: str, columns: set[str]) -> str:
+    """One row per SOP Instance UID, from the newest batch that has one."""
     values = ", ".join(f'{_source(item, columns)} as "{item.keyword}"' for item in KNOWN if not item.computed)
     return f"""
-        create or replace table "{table}" as
-        with served as (
-            select {values}, {", ".join(_PLACE)}, modificationTime
-            from object_catalog
-            where status = 'indexed' and StudyInstanceUID <> '' and SeriesInstanceUID <> '' and SOPInstanceUID <> ''
-            qualify row_number() over (partition by SOPInstanceUID order by batch desc, path) = 1
-        ), files as (
+        create table "{table}" as select {values}, {", ".join(_PLACE)}, modificationTime
+        from object_catalog
+        where status = 'indexed' and StudyInstanceUID <> '' and SeriesInstanceUID <> '' and SOPInstanceUID <> ''
+        qualify row_number() over (partition by SOPInstanceUID order by batch desc, path) = 1
+    """  # noqa: S608 - names of ours only
+
+
+def _instances_sql(table: str, served: str) -> str:
+    """Instances by study, series and number, so that a series lies in one place; with what is known of the files that they lie in."""
+    values = ", ".join(f'"{item.keyword}"' for item in KNOWN if item.level == INSTANCE)
+    return f"""
+        create table "{table}" as
+        with files as (
             select path as file, length as file_length, modificationTime as file_time from object_catalog
-            where path in (select original_path from served where original_path <> path)
+            where path in (select original_path from "{served}" where original_path <> path)
         )
-        select served.* exclude (modificationTime), coalesce(file_length, length) as source_length,
+        select StudyInstanceUID, SeriesInstanceUID, {values}, {", ".join(_PLACE)}, coalesce(file_length, length) as source_length,
             epoch_us(coalesce(file_time, modificationTime)) as source_mtime
-        from served left join files on original_path = file
+        from "{served}" left join files on original_path = file
         order by StudyInstanceUID, SeriesInstanceUID, InstanceNumber, SOPInstanceUID
     """  # noqa: S608 - names of ours only
 

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
-from pixels_assets.dicomweb.matching import vr_of
+from pixels_assets.dicomweb.matching import Path, vr_of
 
-__all__ = ["BY_TAG", "INSTANCE", "REQUIRED", "SERIES", "STUDY", "Known", "element", "known"]
+__all__ = ["BY_KEYWORD", "BY_PATH", "INSTANCE", "REQUIRED", "SERIES", "STUDY", "Known", "element", "known"]
 
 STUDY, SERIES, INSTANCE = "study", "series", "instance"
 
@@ -50,17 +50,6 @@ COMPUTED = {
 }
 """What is counted or collected over the objects below, by level."""
 
-_MORE = (
-    ("StudyTime", STUDY),
-    ("ReferringPhysicianName", STUDY),
-    ("StudyID", STUDY),
-    ("TimezoneOffsetFromUTC", SERIES),
-    ("PerformedProcedureStepStartDate", SERIES),
-    ("PerformedProcedureStepStartTime", SERIES),
-    ("BitsAllocated", INSTANCE),
-)
-"""What searches have to know whether or not the catalog has a column for it."""
-
 _quote = json.encoder.encode_basestring
 _NUMERIC = frozenset({"IS", "DS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"})
 _SINGLE = frozenset({"LT", "ST", "UT", "UR"})
@@ -77,14 +66,28 @@ class Known:
     vr : str
     level : str
         ``study`` (which holds the patient's attributes too), ``series`` or ``instance``.
-    computed : bool
+    kind : str
+        What its column holds; see `pixels_assets.dicom.values.typed_value`. ``computed`` for what is counted or collected.
+    sequence : int or None
+        Tag of the sequence whose items hold it.
     """
 
     keyword: str
     tag: int
     vr: str
     level: str
-    computed: bool = False
+    kind: str = "text"
+    sequence: int | None = None
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is counted or collected over the objects below."""
+        return self.kind == "computed"
+
+    @property
+    def path(self) -> Path:
+        """Where searches look for it."""
+        return (self.tag,) if self.sequence is None else (self.sequence, self.tag)
 
 
 def _tag(keyword: str) -> int:
@@ -98,17 +101,17 @@ def known() -> tuple[Known, ...]:
     found: dict[str, Known] = {}
     for attribute in ATTRIBUTES:
         level = STUDY if attribute.level == "patient" else attribute.level
-        found[attribute.keyword] = Known(attribute.keyword, attribute.tag, vr_of(attribute.tag), level)
-    for keyword, level in _MORE:
-        found.setdefault(keyword, Known(keyword, _tag(keyword), vr_of(_tag(keyword)), level))
+        # What is part of a value, or gathered, is no attribute. Group 0002 is no part of a data set. A column of moments has forgotten how they were
+        # written, and the character set of an answer is its own.
+        if keyword_for_tag(attribute.tag) == attribute.keyword and attribute.kind != "datetime" and attribute.tag not in {0x00020010, 0x00080005}:
+            found[attribute.keyword] = Known(attribute.keyword, attribute.tag, vr_of(attribute.tag), level, attribute.kind, attribute.sequence)
     for keyword, level in COMPUTED.items():
-        found[keyword] = Known(keyword, _tag(keyword), vr_of(_tag(keyword)), level, computed=True)
-    found.pop("TransferSyntaxUID", None)  # of group 0002, which is no part of a data set
-    return tuple(sorted(found.values(), key=lambda item: item.tag))
+        found[keyword] = Known(keyword, _tag(keyword), vr_of(_tag(keyword)), level, "computed")
+    return tuple(sorted(found.values(), key=lambda item: item.path))
 
 
 KNOWN = known()
-BY_TAG = {item.tag: item for item in KNOWN}
+BY_PATH = {item.path: item for item in KNOWN}
 BY_KEYWORD = {item.keyword: item for item in KNOWN}
 
 
@@ -127,6 +130,7 @@ def _values(vr: str, value: object) -> Sequence[str]:
     if isinstance(value, (list, tuple)):
         return [text for item in value for text in _values(vr, item)]
     if isinstance(value, (int, float)):
+        value = int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
         return (json.dumps(value),) if vr in _NUMERIC else (_quote(str(value)),)
     text = str(value)
     if vr == "PN":

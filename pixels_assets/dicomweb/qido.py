@@ -19,7 +19,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pixels_assets.dicomweb.columns import Level, Mask, Rows
 from pixels_assets.dicomweb.index import Index, Instance, Snapshot
 from pixels_assets.dicomweb.matching import BadQuery, Condition, Path, Query, parse_query
-from pixels_assets.dicomweb.model import BY_KEYWORD, BY_TAG, INSTANCE, KNOWN, REQUIRED, SERIES, STUDY, element
+from pixels_assets.dicomweb.model import BY_KEYWORD, BY_PATH, INSTANCE, KNOWN, REQUIRED, SERIES, STUDY, element
 from pixels_assets.dicomweb.negotiation import JSON, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.service import Service
 from pixels_assets.dicomweb.wado import base_url
@@ -104,7 +104,7 @@ class _Search:
         self._deep: list[Condition] = []
         levels = {STUDY: snapshot.studies, SERIES: snapshot.series}
         for condition in query.conditions:
-            known = BY_TAG.get(condition.path[0]) if len(condition.path) == 1 else None
+            known = BY_PATH.get(condition.path)
             if known is not None and known.level in levels and known.keyword in levels[known.level].columns:
                 self._by_level[known.level].append((known.keyword, condition))
             else:
@@ -189,7 +189,7 @@ class _Search:
     def _scan(self, series: Mask | None) -> list[tuple[int, Instance]]:
         """Objects of some series that meet the conditions which no column answers, with the rows of their series, in order."""
         end = time.monotonic() + SCAN_SECONDS
-        shallow = [condition for condition in self._deep if len(condition.path) == 1 and _has_column(condition.path[0])]
+        shallow = [condition for condition in self._deep if condition.path in BY_PATH]
         in_meta = [condition for condition in self._deep if condition not in shallow]
         rows = np.arange(self._snapshot.series.count, dtype=np.int32) if series is None else np.flatnonzero(series).astype(np.int32)
         candidates = self._candidates(rows, shallow)
@@ -214,7 +214,7 @@ class _Search:
         for condition in shallow:
             if condition.vr == "UI":  # the only ones that few objects share
                 marks = ", ".join("?" * len(condition.values))
-                keyword = BY_TAG[condition.path[0]].keyword
+                keyword = BY_PATH[condition.path].keyword
                 if keyword != "SOPInstanceUID":
                     continue
                 places = {uids: int(row) for row, uids in zip(rows, snapshot.series.take(rows, [_STUDY_KEY, _SERIES_KEY]), strict=True)}
@@ -229,13 +229,8 @@ class _Search:
         return [(int(row), item) for row in rows for item in self._of_series(int(row))]
 
 
-def _has_column(tag: int) -> bool:
-    known = BY_TAG.get(tag)
-    return known is not None and known.level == INSTANCE
-
-
 def _in_values(item: Instance, condition: Condition) -> bool:
-    value = item.values.get(BY_TAG[condition.path[0]].keyword)
+    value = item.values.get(BY_PATH[condition.path].keyword)
     return condition.accepts_any(str(value).split("\\")) if isinstance(value, str) else condition.accepts(value)
 
 
@@ -267,10 +262,10 @@ def _fields(query: Query, level: str) -> tuple[list[str], list[int]]:
     keywords = dict.fromkeys(name for part in reach for name in REQUIRED[part])
     tags: list[int] = []
     if query.all_fields:
-        keywords |= dict.fromkeys(item.keyword for item in KNOWN if item.level in reach)
+        keywords |= dict.fromkeys(item.keyword for item in KNOWN if item.level in reach and item.sequence is None)
     for path in query.fields:
-        known = BY_TAG.get(path[0])
-        if known is not None and known.level in reach and len(path) == 1:
+        known = BY_PATH.get(path)
+        if known is not None and known.level in reach and known.sequence is None:
             keywords[known.keyword] = None
         elif path[0] not in {_URL, _AVAILABILITY, _CHARSET} and path[0] >> 16 not in {0x0002, 0x7FE0}:
             tags.append(path[0])

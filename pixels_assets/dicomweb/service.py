@@ -6,13 +6,11 @@ Holds the bounds on what runs at once. Must not know any route.
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-import anyio
-import anyio.to_thread
 
 from pixels_assets.dicom.reader import Header
 from pixels_assets.dicomweb.caching import Cache
@@ -23,6 +21,8 @@ from pixels_assets.errors import PixelsError
 from pixels_assets.settings import MIB, Settings
 
 __all__ = ["PREFIX", "Busy", "Ingest", "Service", "WebSettings"]
+
+_THREADS = 32
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Service:
     frames: Cache[FrameIndex] = field(default_factory=lambda: Cache(128 * MIB, lambda index: index.weight))
     metadata: Cache[tuple[bytes, bytes, str]] = field(default_factory=lambda: Cache(256 * MIB, lambda found: len(found[0]) + len(found[1])))
     """Metadata of series, by what they describe: JSON, the same gzipped, and a tag of its content."""
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, "pixels-serve"))
     _refreshing: "asyncio.Task[Snapshot] | None" = None
     _readers: asyncio.Semaphore | None = None
     _decoders: asyncio.Semaphore | None = None
@@ -131,7 +132,7 @@ class Service:
 
     async def run(self, work: Callable[..., Result], *arguments: object, **named: object) -> Result:
         """Run blocking work in a thread."""
-        return await anyio.to_thread.run_sync(partial(work, *arguments, **named))
+        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *arguments, **named))
 
     async def decode(self, work: Callable[..., Result], *arguments: object, **named: object) -> Result:
         """Run work that needs much memory or time in a thread, as many at once as there are cores.

@@ -4,6 +4,7 @@ Must not write. `pixels_assets.lake.commit` writes.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -59,6 +60,14 @@ def exists(lake: Path) -> bool:
     return DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name))
 
 
+def table_names(lake: Path) -> list[str]:
+    """Names of all tables of a lake, those of extractors last."""
+    with suppress(OSError):
+        more = sorted(folder.name for folder in lake.iterdir() if folder.name not in TABLES and (folder / "_delta_log").is_dir())
+        return [*TABLES, *more]
+    return list(TABLES)
+
+
 def scan(lake: Path, table: str) -> pl.LazyFrame:
     """One table as a lazy frame.
 
@@ -67,9 +76,9 @@ def scan(lake: Path, table: str) -> pl.LazyFrame:
     UsageError
         There is no such table, or no lake.
     """
-    if table not in TABLES:
-        near = get_close_matches(table, TABLES, 3)
-        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(TABLES)}")
+    if table not in TABLES and table not in table_names(lake):
+        near = get_close_matches(table, table_names(lake), 3)
+        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(table_names(lake))}")
         raise UsageError(msg)
     _require(lake)
     return pl.scan_delta(open_table(lake, table))
@@ -79,7 +88,7 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with every table of the lake as a view; nothing can be written to the lake through it."""
     _require(lake)
     connection = duckdb.connect()
-    for name in TABLES:
+    for name in table_names(lake):
         connection.register(name, open_table(lake, name).to_pyarrow_dataset())
     return connection
 

@@ -22,11 +22,12 @@ from pixels_assets.settings import Settings
 
 OLD = 1_700_000_000
 LOOSE = (
-    *("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "SC_rgb_rle_2frame.dcm", "emri_small_jpeg_ls_lossless.dcm"),
-    *("SC_rgb_jpeg_dcmtk.dcm", "liver.dcm", "image_dfl.dcm", "reportsi.dcm", "rtplan.dcm", "examples_palette.dcm", "chrFrenMulti.dcm", "test-SR.dcm"),
+    *("CT_small.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "SC_rgb_rle_2frame.dcm", "emri_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm"),
+    *("liver.dcm", "image_dfl.dcm", "reportsi.dcm", "rtplan.dcm", "examples_palette.dcm", "test-SR.dcm"),
 )
 IN_ZIP = ("examples_overlay.dcm", "rtdose.dcm")
-IN_TAR = ("SC_rgb_rle_16bit.dcm", "emri_small.dcm")
+IN_TAR = ("693_J2KI.dcm", "ExplVR_BigEnd.dcm")
+"""Files that pydicom carries, each with a UID of its own."""
 
 
 def data_of(name):

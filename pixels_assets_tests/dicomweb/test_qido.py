@@ -37,9 +37,9 @@ def test_all_studies_are_listed_newest_first_with_their_number(server):
             "PatientID=1CT1&Rows=128",
             "PatientID=1CT1&KVP=120",
             "PatientID=1CT1&StudyTime=072730",
-            "SOPClassUID=1.2.840.10008.5.1.4.1.1.2",
+            "PatientID=1CT1&SOPClassUID=1.2.840.10008.5.1.4.1.1.2",
         ),
-        *("00081140.00081155=1.3.6.1.4.1.5962.1.1.0.0.0.977067309.6001.0", "PatientID=1CT1&StudyTime=07-0730"),
+        *("00101002.00100020=1234ABCD", "OtherPatientIDsSequence.TypeOfPatientID=TEX?", "PatientID=1CT1&StudyTime=07-0730"),
     ],
 )
 def test_a_study_is_found_by_what_it_is(server, query):

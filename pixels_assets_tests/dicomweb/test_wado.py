@@ -23,9 +23,8 @@ IMAGES = (
         "emri_small_jpeg_ls_lossless.dcm",
         "liver.dcm",
     ),
-    *("image_dfl.dcm", "examples_palette.dcm", "examples_overlay.dcm", "rtdose.dcm", "SC_rgb_rle_16bit.dcm", "emri_small.dcm"),
+    *("image_dfl.dcm", "examples_palette.dcm", "examples_overlay.dcm", "rtdose.dcm", "693_J2KI.dcm", "ExplVR_BigEnd.dcm"),
 )
-PHOTOS = ("SC_rgb_jpeg_dcmtk.dcm",)
 
 
 def url_of(name):
@@ -128,7 +127,7 @@ def test_metadata_are_those_of_pydicom_with_links_that_lead_to_the_bytes(server)
 
 
 def test_metadata_of_a_series_are_sent_once_and_then_confirmed(server):
-    address = url_of("emri_small.dcm").split("/instances")[0] + "/metadata"
+    address = url_of("rtdose.dcm").split("/instances")[0] + "/metadata"
     first = server.http.get(address, headers={"accept-encoding": "gzip"})
     assert first.headers["content-encoding"] == "gzip"
     assert first.json() == server.http.get(address, headers={"accept-encoding": "identity"}).json()

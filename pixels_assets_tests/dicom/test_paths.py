@@ -6,7 +6,6 @@ from pydicom.datadict import keyword_dict
 from pixels_assets.dicom.paths import json_path, tag_of
 from pixels_assets.errors import UsageError
 
-
 NAMES = ["SeriesDescription", "seriesdescription", "0008103E", "0008103e", "0008,103E", "(0008,103E)", "(0008, 103e)", " 0008103E "]
 
 

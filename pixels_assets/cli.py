@@ -10,11 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pixels_assets import __version__
 from pixels_assets.errors import PixelsError, UsageError
-from pixels_assets.settings import Settings, home
+from pixels_assets.settings import ENGINES, Settings, home
 
 _INTERRUPTED = 130
 _FORMATS = ("csv", "json", "parquet")
@@ -47,9 +48,15 @@ def _run(options: argparse.Namespace) -> int:
     settings = Settings.from_environment(
         lake=options.lake,
         workers=getattr(options, "workers", None),
+        engine=getattr(options, "engine", None),
+        spark_master=getattr(options, "master", None),
+        spark_partitions=getattr(options, "partitions", None),
         extract_to=getattr(options, "extract_to", None),
         log_level="DEBUG" if options.verbose else None,
     )
+    if settings.engine != "spark" and (getattr(options, "master", None) or getattr(options, "partitions", None)):
+        msg = "--master and --partitions are for --engine spark"
+        raise UsageError(msg)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
     return int(options.command(options, settings))
@@ -87,8 +94,7 @@ def _parser() -> _Parser:
 
     ingest = commands.add_parser("ingest", parents=[common], help="bring in what is new, changed, moved or gone in folders")
     ingest.add_argument("sources", nargs="+", metavar="SRC", help="folder of files, in any state")
-    ingest.add_argument("--engine", choices=["local"], default="local", help="what runs the work (default: local)")
-    ingest.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    _add_engine(ingest)
     ingest.add_argument("--mode", choices=["append", "overwrite"], default="append", help="only what changed, or everything again (default: append)")
     unzipped = home() / "var" / "unzipped"
     ingest.add_argument(
@@ -101,7 +107,7 @@ def _parser() -> _Parser:
 
     retry = commands.add_parser("retry", parents=[common], help="new attempt for objects in quarantine")
     retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
-    retry.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    _add_engine(retry)
     retry.set_defaults(command=_retry)
 
     sql = commands.add_parser("sql", parents=[common], help="DuckDB over all tables, with helpers such as tag(meta, 'Modality')")
@@ -111,7 +117,29 @@ def _parser() -> _Parser:
     sql.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result to a file")
     sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
     sql.set_defaults(command=_sql)
+
+    extract = commands.add_parser("extract", parents=[common], help="make the tables of extractors for what was ingested before")
+    extract.add_argument("extractors", nargs="+", metavar="NAME", help="extractor, by name or as module:object; see docs/extractors.md")
+    extract.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    extract.set_defaults(command=_extract)
+
+    serve = commands.add_parser("serve", parents=[common], help="DICOMweb and the viewer over the lake")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; others than this machine need a token")
+    serve.add_argument("--port", type=int, default=8090, metavar="N", help="port to listen at (default: 8090)")
+    serve.add_argument("--token", metavar="TOKEN", help="what clients have to present (default: PIXELS_TOKEN; better there than here)")
+    serve.add_argument("--exports", metavar="DIR", help="folder for objects that clients store (default: PIXELS_EXPORTS, else var/exports)")
+    serve.add_argument("--allow-delete", action="store_true", help="let clients remove what clients stored")
+    serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="origin whose pages may use the server; may be repeated")
+    serve.add_argument("--public-url", metavar="URL", help="how clients see the server, where a proxy stands before it")
+    serve.set_defaults(command=_serve)
     return parser
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--engine", choices=ENGINES, help="what runs the work: processes here, or Spark (default: PIXELS_ENGINE, else local)")
+    command.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    command.add_argument("--master", metavar="URL", help="Spark's master, as spark://host:7077 (default: PIXELS_SPARK_MASTER, else this machine)")
+    command.add_argument("--partitions", type=int, metavar="N", help="Spark's tasks for a batch (default: PIXELS_SPARK_PARTITIONS, else by size)")
 
 
 def _ingest(options: argparse.Namespace, settings: Settings) -> int:
@@ -145,6 +173,15 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     ran = retry(settings, options.status, say=_say)
     after = sum(quarantined_batches(settings.lake, options.status).values())
     print(f"{before} objects tried again, {max(0, before - after)} left quarantine, {after} are still in it")
+    return _ended(ran.failed)
+
+
+def _extract(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.runs import extract
+
+    _be_heard(settings)
+    ran = extract(settings, options.extractors, say=_say)
+    print(f"{len(ran.batches)} batches, {ran.files} files in {ran.seconds:.1f} s")
     return _ended(ran.failed)
 
 
@@ -211,6 +248,36 @@ def _format_of(path: Path) -> str:
         msg = f"the name {path.name} does not tell the format of the output; add --format {', '.join(_FORMATS)} or table"
         raise UsageError(msg)
     return kinds[path.suffix.lower()]
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.dicomweb.app import serve
+    from pixels_assets.dicomweb.service import WebSettings
+
+    if not 0 < options.port < 65536:
+        msg = f"there is no port {options.port}; ports are 1 to 65535"
+        raise UsageError(msg)
+
+    def bring_in(folder: Path) -> None:
+        from pixels_assets.runs import ingest
+
+        # What was stored is complete, and what was removed was removed on purpose.
+        ran = ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [folder])
+        if ran.failed:
+            raise PixelsError(next(iter(ran.failed.values())))
+
+    _be_heard(settings)
+    web = WebSettings(
+        host=options.host,
+        port=options.port,
+        token=options.token or os.environ.get("PIXELS_TOKEN") or None,
+        exports=Path(options.exports or os.environ.get("PIXELS_EXPORTS") or home() / "var" / "exports").expanduser().absolute(),
+        allow_delete=options.allow_delete,
+        origins=tuple(options.allow_origin),
+        public_url=options.public_url,
+    )
+    serve(settings, web, bring_in, say=_say)
+    return 0
 
 
 def _be_heard(settings: Settings) -> None:

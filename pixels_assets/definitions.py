@@ -5,9 +5,10 @@ from dataclasses import fields
 
 import dagster as dg
 
+from pixels_assets.engines.extractors import load_extractors
 from pixels_assets.errors import UsageError
 from pixels_assets.orchestration.assets.catalog import object_catalog, quarantine
-from pixels_assets.orchestration.assets.extract import index_objects
+from pixels_assets.orchestration.assets.extract import build_index_objects
 from pixels_assets.orchestration.assets.ingest import raw_files
 from pixels_assets.orchestration.checks import CHECKS
 from pixels_assets.orchestration.executors import in_process_by_default
@@ -16,7 +17,7 @@ from pixels_assets.orchestration.resources import default_resources
 from pixels_assets.orchestration.sensors import sensors
 from pixels_assets.settings import Settings
 
-ASSETS = [raw_files, index_objects, object_catalog, quarantine]
+ASSETS = [raw_files, object_catalog, quarantine]
 
 
 def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -49,7 +50,7 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
         msg = f"{sorted(unknown)} are neither resources nor settings; the resources are {', '.join(defaults)}, the settings {', '.join(names)}"
         raise UsageError(msg)
     return dg.Definitions(
-        assets=ASSETS,
+        assets=[*ASSETS, build_index_objects(load_extractors(settings))],
         asset_checks=CHECKS,
         jobs=JOBS,
         sensors=sensors(watching=bool(settings.sources), seconds=settings.watch_seconds),

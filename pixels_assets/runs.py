@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.extractors import load_extractors
+from pixels_assets.engines.local import keep_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
@@ -23,6 +25,7 @@ from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_ba
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
@@ -86,7 +89,8 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     folders = [os.fspath(source) for source in sources]
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
-    with shared_instance() as instance:
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
@@ -117,7 +121,8 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
-    with shared_instance() as instance:
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings)
         for number, (batch, objects) in enumerate(batches.items(), start=1):
@@ -125,6 +130,47 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
     ran.seconds = time.monotonic() - started
     return ran
+
+
+def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info) -> Ingested:
+    """Make the tables of extractors for all batches that have run to the end: their objects are read again, for these tables only.
+
+    Parameters
+    ----------
+    settings : Settings
+        Its extractors are replaced by those named.
+    names : sequence of str
+        As in the setting `extractors`.
+    say : callable
+        Told how it goes, a line at a time.
+
+    Raises
+    ------
+    UsageError
+        There is no such extractor, or no lake.
+    """
+    started, ran = time.monotonic(), Ingested()
+    chosen = replace(settings, extractors=",".join(names))
+    keys = [asset_key(extractor.table) for extractor in load_extractors(chosen)]
+    pending = set(pending_batches(settings.lake))
+    batches = [batch for batch in manifests(settings.lake).keys() if batch not in pending]  # noqa: SIM118 - no mapping
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
+        register(instance, batches)
+        job = _job(chosen)
+        for number, batch in enumerate(batches, start=1):
+            say(f"batch {batch} ({number} of {len(batches)}): {', '.join(names)}")
+            _run(chosen, instance, job, batch, ran, only=keys)
+    ran.seconds = time.monotonic() - started
+    return ran
+
+
+def _require_engine(settings: Settings) -> None:
+    """Raise before anything is written when the engine needs what is not here."""
+    if settings.engine == "spark":
+        from pixels_assets.engines.spark import require_java
+
+        require_java()
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
@@ -157,14 +203,23 @@ def _job(settings: Settings) -> dg.JobDefinition:
     return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def("ingest_batch")
 
 
-def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
-    """Run the lineage of one batch in this process; True when it came to the end."""
+def _run(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    batch: str,
+    ran: Ingested,
+    retried: Sequence[str] = (),
+    only: Sequence[dg.AssetKey] = (),
+) -> bool:
+    """Run the lineage of one batch, or only some of its assets, in this process; True when it came to the end."""
     try:
         result = job.execute_in_process(
             partition_key=batch,
             instance=instance,
+            asset_selection=list(only) or None,
             run_config=_run_config(settings, retried),
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
             raise_on_error=False,
         )
     except dg.DagsterExecutionInterruptedError as interrupt:

@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pydicom
+import pytest
 from pydicom.data import get_testdata_file
+
+from pixels_assets.cli import main
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm", "rtplan.dcm", "rtdose_1frame.dcm", "SC_rgb_rle.dcm", "liver_1frame.dcm", "reportsi.dcm"]
@@ -20,7 +24,7 @@ SLOW_ITEMS = 40_000
 
 def environment(home, **more):
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PIXELS_")}
-    return plain | {"DAGSTER_HOME": str(home), "PIXELS_BATCH_FILES": "4", "PIXELS_WORKERS": "2", "COLUMNS": "200"} | more
+    return plain | {"DAGSTER_HOME": str(home), "PIXELS_BATCH_FILES": "5", "PIXELS_WORKERS": "2", "COLUMNS": "200"} | more
 
 
 def start(arguments, home, *, quiet=False, **more):
@@ -48,6 +52,17 @@ def pixels(arguments, home, **more):
 
 def ingest(folder, home, *options, **more):
     return pixels(["ingest", folder, "--lake", home / "lake", *options], home, **more)
+
+
+def ingest_here(folder, home, *options):
+    """The same in this process, with one worker, where a start of the command would prove nothing more: exit code and output."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
+        for name in set(os.environ) - set(kept := environment(home, PIXELS_WORKERS="1", PIXELS_LOG_LEVEL="INFO")):
+            patch.delenv(name)
+        for name, value in kept.items():
+            patch.setenv(name, value)
+        home.mkdir(exist_ok=True)
+        return main(["ingest", *map(str, (folder, "--lake", home / "lake", *options))]), output.getvalue()
 
 
 def long_dicom(items):

@@ -15,7 +15,7 @@ from pixels_assets.cli import main
 from pixels_assets.intake.objects import Status, file_address, os_path
 
 CORPUS = os.environ.get("PIXELS_CORPUS")
-pytestmark = [pytest.mark.corpus, pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")]
+pytestmark = [pytest.mark.corpus, pytest.mark.slow, pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")]
 
 EXPECTED = {
     "ingest": {"indexed", "archive"},

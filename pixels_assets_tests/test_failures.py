@@ -1,6 +1,6 @@
 """What the environment does to a whole run: the command's exit code, its message, what the tables hold then, and that the next run goes on.
 
-Each run is a process of its own, as a user starts it.
+Each run that something happens to is a process of its own, as a user starts it.
 """
 
 import os
@@ -22,10 +22,10 @@ import pytest
 from pixels_assets.cli import main
 from pixels_assets.lake.schema import TABLES
 from pixels_assets.orchestration.instance import shared_instance
-from pixels_assets_tests.commands import ROOT, assert_gone, environment, fill, ingest, pixels, start, workers_of
+from pixels_assets_tests.commands import ROOT, assert_gone, environment, fill, ingest, ingest_here, start, workers_of
 from pixels_assets_tests.tablehash import rows_hash, table_hash, table_hashes, table_versions
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
-    """Home of a run that nothing happened to."""
+def talkative(folder, tmp_path_factory):
+    """A run that nothing happened to and that was asked to tell all: its home, output and messages."""
     home = tmp_path_factory.mktemp("undisturbed")
-    code, _, messages = ingest(folder, home)
+    code, output, messages = ingest(folder, home, "--verbose")
     assert code == 0, messages
-    return home
+    return home, output, messages
+
+
+@pytest.fixture(scope="module")
+def undisturbed(talkative):
+    """Home of a run that nothing happened to."""
+    return talkative[0]
 
 
 def wait_until(process, line):
@@ -122,12 +128,12 @@ def test_wrong_variables_are_one_line_and_exit_code_2(tmp_path, monkeypatch, cap
 def test_bad_files_are_counted_and_the_exit_code_is_0(undisturbed):
     catalog = pl.read_delta(str(undisturbed / "lake" / "object_catalog"))
     assert set(catalog["status"]) > {"indexed", "archive", "empty", "not_dicom"}
-    assert runs(undisturbed) == [dg.DagsterRunStatus.SUCCESS] * 4
+    assert runs(undisturbed) == [dg.DagsterRunStatus.SUCCESS] * 3
 
 
 def test_an_empty_folder_makes_an_empty_lake(tmp_path):
     (tmp_path / "in").mkdir()
-    code, output, _ = ingest(tmp_path / "in", tmp_path / "home")
+    code, output = ingest_here(tmp_path / "in", tmp_path / "home")
     assert code == 0
     assert "0 files, 0 objects" in output
     assert all(pl.read_delta(str(tmp_path / "home" / "lake" / name)).is_empty() for name in TABLES)
@@ -135,11 +141,11 @@ def test_an_empty_folder_makes_an_empty_lake(tmp_path):
 
 def test_a_second_run_and_another_number_of_workers_change_nothing(folder, undisturbed, tmp_path):
     before = table_hashes(undisturbed / "lake"), table_versions(undisturbed / "lake")
-    code, output, _ = ingest(folder, undisturbed)
+    code, output = ingest_here(folder, undisturbed)
     assert code == 0
     assert "0 files, 0 objects" in output
     assert (table_hashes(undisturbed / "lake"), table_versions(undisturbed / "lake")) == before
-    assert ingest(folder, tmp_path, "--workers", "1")[0] == 0
+    assert ingest_here(folder, tmp_path, "--workers", "1")[0] == 0
     assert table_hashes(tmp_path / "lake") == before[0]
 
 
@@ -149,7 +155,7 @@ def test_a_second_run_and_another_number_of_workers_change_nothing(folder, undis
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(folder, undisturbed, tmp_path, number):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
-        wait_until(process, "(1 of 4)")
+        wait_until(process, "(1 of 3)")
         workers = wait_for_workers(process)
         time.sleep(0.5)
         os.killpg(process.pid, number)
@@ -160,13 +166,13 @@ def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(f
     assert_gone(workers)
     assert dg.DagsterRunStatus.STARTED not in runs(tmp_path)
     assert runs(tmp_path)[0] == dg.DagsterRunStatus.SUCCESS
-    assert ingest(folder, tmp_path)[0] == 0
+    assert ingest_here(folder, tmp_path)[0] == 0
     assert table_hash(tmp_path / "lake") == table_hash(undisturbed / "lake")
 
 
 def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder, tmp_path):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
-        wait_until(process, "(1 of 4)")
+        wait_until(process, "(1 of 3)")
         workers = wait_for_workers(process)
         process.kill()
         process.stderr.read()
@@ -180,7 +186,7 @@ def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder
 def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the_next_run_goes_on(tmp_path, undisturbed):
     folder = fill(tmp_path / "in")
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
-        wait_until(process, "(1 of 4)")
+        wait_until(process, "(1 of 3)")
         wait_for_workers(process)
         folder.rename(tmp_path / "away")
         messages = process.stderr.read()
@@ -197,7 +203,7 @@ def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the
     assert f"waits for its source folder {folder}, which is not there" in messages
 
     (tmp_path / "away").rename(folder)
-    assert ingest(folder, tmp_path)[0] == 0
+    assert ingest_here(folder, tmp_path)[0] == 0
     catalog = pl.read_delta(str(tmp_path / "lake" / "object_catalog"))
     expected = pl.read_delta(str(undisturbed / "lake" / "object_catalog"))
     columns = ["relative_path", "status", "error_code", "content_hash", "meta", "thumbnail"]
@@ -270,7 +276,7 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_when_there_is_space_again(
     home.mkdir()
     lake = small_disk / "lake"
     with start(["ingest", folder, "--lake", lake], home) as process:
-        wait_until(process, "(1 of 4)")
+        wait_until(process, "(1 of 3)")
         with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
             while True:  # the run takes its share at the same time: whatever is left
                 ballast.write(bytes(4096))
@@ -284,8 +290,7 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_when_there_is_space_again(
     assert not tables[0].is_empty()
 
     (small_disk / "ballast").unlink()
-    code, _, messages = pixels(["ingest", folder, "--lake", lake], home)
-    assert code == 0, messages
+    assert ingest_here(folder, home, "--lake", lake)[0] == 0
     assert table_hash(lake) == table_hash(undisturbed / "lake")
     assert dg.DagsterRunStatus.STARTED not in runs(home)
 
@@ -305,8 +310,8 @@ def test_two_folders_at_once_into_one_lake_both_land(folder, tmp_path):
     other = tmp_path / "in"
     shutil.copytree(folder, other)
     with (
-        start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path / "home") as first,
-        start(["ingest", other, "--lake", tmp_path / "lake"], tmp_path / "home") as second,
+        start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path / "home", PIXELS_WORKERS="1") as first,
+        start(["ingest", other, "--lake", tmp_path / "lake"], tmp_path / "home", PIXELS_WORKERS="1") as second,
     ):
         said = [process.communicate(timeout=300)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], said
@@ -327,13 +332,12 @@ def secrets_of(lake):
     return {value.encode() for value in values if len(value) > (8 if value.isdigit() else 3)}  # shorter numbers occur by chance
 
 
-def test_the_most_talkative_run_tells_of_each_object_and_nothing_of_any_patient(folder, undisturbed, tmp_path):
-    secrets = secrets_of(undisturbed / "lake")
+def test_the_most_talkative_run_tells_of_each_object_and_nothing_of_any_patient(talkative):
+    home, output, messages = talkative
+    secrets = secrets_of(home / "lake")
     assert len(secrets) > 10
-    code, output, messages = ingest(folder, tmp_path, "--verbose")
-    assert code == 0
     told = {int(number) for number in re.findall(r"object (\d+): \w+", messages)}
-    assert told == set(pl.read_delta(str(tmp_path / "lake" / "object_catalog"))["rowId"])
+    assert told == set(pl.read_delta(str(home / "lake" / "object_catalog"))["rowId"])
     assert len(re.findall(r"object \d+: .*, [0-9.]+ ms", messages)) == len(told)
     assert not [secret for secret in secrets if secret in (output + messages).encode()]
 

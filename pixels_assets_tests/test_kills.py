@@ -16,11 +16,11 @@ import pytest
 from pixels_assets_tests.commands import assert_gone, fill, start, workers_of
 from pixels_assets_tests.tablehash import table_hashes
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
 
 KILLS = int(os.environ.get("PIXELS_KILLS") or 3)
 CORPUS = os.environ.get("PIXELS_CORPUS")
-BATCH_FILES = "100" if CORPUS else "4"
+BATCH_FILES = "200" if CORPUS else "5"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Imports run one way: dicom <- intake <- lake <- engines <- orchestration <- definitions <- runs <- api, cli."""
+"""Imports run one way: dicom <- intake <- lake <- dicomweb; lake <- engines <- orchestration <- definitions <- runs <- api, cli."""
 
 import ast
 import subprocess
@@ -14,6 +14,7 @@ FLOORS = (
     ("dicom",),
     ("intake",),
     ("lake",),
+    ("dicomweb",),
     ("engines",),
     ("orchestration",),
     ("definitions",),

@@ -35,6 +35,9 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 PIXELS = [command for command in COMMANDS if command.startswith("pixels ")]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A working folder as the README assumes it: pydicom's files in `images`, and a lake of them."""

@@ -4,6 +4,7 @@ Knows codestreams and their headers. Must not know where a frame lies in a file 
 the data set: what a codestream says about its own size is compared with it before any decoder allocates memory.
 """
 
+import io
 import logging
 import struct
 import zlib
@@ -15,6 +16,9 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from pixels_assets.dicom.bitplanes import without_low_planes
 
 _LOG = logging.getLogger(__name__)
 
@@ -173,6 +177,12 @@ class Codestream:
         A JPEG whose decoder holds all coefficients at once.
     colour : str or None
         ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, None where only the data set can.
+    levels : int
+        Times that the codestream can be halved: wavelet decompositions of JPEG 2000, 3 for the discrete cosine transform of JPEG, else 0.
+    high_throughput : bool
+        JPEG 2000 Part 15.
+    start : int
+        Where the codestream begins in the data: behind the boxes of a JP2 file.
     """
 
     rows: int
@@ -183,6 +193,9 @@ class Codestream:
     lossless: bool = False
     progressive: bool = False
     colour: str | None = None
+    levels: int = 0
+    high_throughput: bool = False
+    start: int = 0
 
 
 _J2K_START = b"\xff\x4f\xff\x51"
@@ -223,7 +236,15 @@ def starts_frame(data: bytes) -> bool:
 
 
 def decode(codec: Codec, data: bytes, description: PixelDescription, *, max_bytes: int) -> tuple[Array, PixelDescription]:
-    """Decode one frame.
+    """Decode one frame in full; see `decode_reduced`."""
+    array, after, _ = decode_reduced(codec, data, description, max_bytes=max_bytes, reduction=1)
+    return array, after
+
+
+def decode_reduced(
+    codec: Codec, data: bytes, description: PixelDescription, *, max_bytes: int, reduction: int, tolerance: float = 0
+) -> tuple[Array, PixelDescription, int]:
+    """Decode one frame, smaller where the codec gets at a smaller picture with less work.
 
     Parameters
     ----------
@@ -234,12 +255,18 @@ def decode(codec: Codec, data: bytes, description: PixelDescription, *, max_byte
     description : PixelDescription
     max_bytes : int
         Bytes that the decoded frame may take. A decoder's own working memory may take half as much again.
+    reduction : int
+        How many times smaller, both ways, the picture may become.
+    tolerance : float
+        What single coefficients of a smaller picture may be off by if that is less work; its values are off by about a third of it on average.
 
     Returns
     -------
-    array : numpy.ndarray, shape (rows, columns[, samples])
+    array : numpy.ndarray, shape (rows / scale, columns / scale[, samples]), rounded up
     description : PixelDescription
-        That of the array: YCbCr that a codec undoes itself has become RGB.
+        That of the array: YCbCr that a codec undoes itself has become RGB. Its `rows` and `columns` stay those of the whole frame.
+    scale : int
+        How many times smaller it is: a power of 2 up to `reduction`, 1 for codecs without such a way.
 
     Raises
     ------
@@ -249,19 +276,22 @@ def decode(codec: Codec, data: bytes, description: PixelDescription, *, max_byte
     codec = sniff(data) or codec
     if codec in _BYTE_CODECS:
         _check_memory(description.decoded_bytes, description.decoded_bytes, max_bytes)
-        return _from_bytes(_BYTE_CODECS[codec](data, description), description, planar=description.planar or codec is Codec.RLE)
+        return *_from_bytes(_BYTE_CODECS[codec](data, description), description, planar=description.planar or codec is Codec.RLE), 1
     if codec not in _CODESTREAM_CODECS:
         raise NoPixels(Reason.UNSUPPORTED_TRANSFER_SYNTAX, f"no decoder for {codec.value} frames")
     found = _read_header(codec, data)
     if (found.rows, found.columns) != (description.rows, description.columns):
         raise NoPixels(Reason.BAD_PIXEL_DESCRIPTION, "the codestream's dimensions differ from the data set's")
+    if reduction > 1 and (small := _decode_small(codec, data, found, description, reduction, tolerance, max_bytes)) is not None:
+        array, scale = small
+        return *_correct(array, codec, found, description), scale
     decoded_bytes = found.rows * found.columns * found.samples * (2 if found.precision > 8 else 1)
     _check_memory(decoded_bytes, decoded_bytes + len(data) + _working_bytes(codec, found), max_bytes)
     array = _try_decoders(codec, data, found, description)
-    return _correct(array, codec, found, description)
+    return *_correct(array, codec, found, description), 1
 
 
-def unpack(data: bytes | bytearray, description: PixelDescription, *, first_bit: int = 0) -> Array:
+def unpack(data: bytes | bytearray | memoryview, description: PixelDescription, *, first_bit: int = 0) -> Array:
     """Spread bits, the first sample in the lowest bit, to one byte a sample (DICOM PS3.5 8.1.1)."""
     count = description.rows * description.columns * description.samples
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=first_bit + count, bitorder="little")
@@ -403,17 +433,36 @@ def _jpeg_header(data: bytes) -> Codestream:
             colour = "YBR_FULL"  # JFIF is always YCbCr, and nobody subsamples RGB
     lossless = marker in (0xC3, 0xC7, 0xCB, 0xCF)
     progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
-    return Codestream(rows, columns, samples, precision, lossless=lossless, progressive=progressive, colour=colour)
+    levels = 3 if marker in (0xC0, 0xC1, 0xC2) else 0
+    return Codestream(rows, columns, samples, precision, lossless=lossless, progressive=progressive, colour=colour, levels=levels)
 
 
 def _jpeg_2000_header(data: bytes) -> Codestream:
-    """Read the SIZ marker segment (ITU-T T.800 A.5.1), inside a JP2 file too."""
+    """Read the SIZ and COD marker segments (ITU-T T.800 A.5.1, A.6.1), inside a JP2 file too."""
     start = data.find(_J2K_START, 0, _HEADER_BYTES)
     if start < 0:
         raise IndexError
     right, bottom, left, top = struct.unpack_from(">4L", data, start + 8)
     samples, depth = struct.unpack_from(">HB", data, start + 40)
-    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+    capable = bool(data[start + 6] & 0x40)  # Part 15, told by the capabilities in Rsiz
+    # An image area with an offset, subsampled components or components of several kinds: not worth a way of their own.
+    plain = not (left or top) and data[start + 42 : start + 42 + 3 * samples] == bytes((depth, 1, 1)) * samples
+    levels = _jpeg_2000_levels(data, start) if plain else 0
+    return Codestream(
+        bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), levels=levels, high_throughput=capable, start=start
+    )
+
+
+def _jpeg_2000_levels(data: bytes, start: int) -> int:
+    """Read the number of decomposition levels in the COD marker segment; 0 where components have their own (COC) or there is none to be found."""
+    levels, position = 0, start + 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
+        if data[position + 1] == 0x53:
+            return 0
+        if data[position + 1] == 0x52 and position + 9 < len(data):
+            levels = min(data[position + 9], 32)
+        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
+    return levels
 
 
 def _jpeg_xl_header(data: bytes) -> Codestream:
@@ -540,6 +589,149 @@ _CODESTREAM_CODECS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescript
     Codec.JPEG_XL: (_jpeg_xl,),
 }
 """Decoders of each self-describing codestream, in the order in which they are tried. All are under permissive licences."""
+
+
+# Smaller pictures with less work
+
+
+def _decode_small(
+    codec: Codec, data: bytes, found: Codestream, description: PixelDescription, reduction: int, tolerance: float, max_bytes: int
+) -> tuple[Array, int] | None:
+    """Decode at a half, a quarter ... of the size; None where the full way has to be gone, which also finds the reason for damage."""
+    levels = min(found.levels, reduction.bit_length() - 1)
+    if not levels or codec not in _SMALL_DECODERS or found.precision > 16:
+        return None
+    if found.signed is not None and found.signed != description.signed:
+        return None  # neighbours around zero were coded as the two ends of the range: their averages are neither
+    scale = 1 << levels
+    decoded_bytes = -(-found.rows // scale) * -(-found.columns // scale) * found.samples * (2 if found.precision > 8 else 1)
+    working = 3 * decoded_bytes if codec is Codec.JPEG_2000 or not found.progressive else 2 * found.rows * found.columns * found.samples
+    _check_memory(decoded_bytes, decoded_bytes + len(data) + working, max_bytes)
+    for decoder in _SMALL_DECODERS[codec]:
+        try:
+            array = decoder(data, found, description, levels, tolerance)
+        except Exception as error:  # third-party decoders over hostile bytes may raise anything
+            _LOG.debug("%s could not decode a %s frame: %s", decoder.__name__, codec.value, type(error).__name__)
+            continue
+        if array is not None and array.shape[:2] == (-(-found.rows // scale), -(-found.columns // scale)):
+            if codec is not Codec.JPEG_2000:
+                return array, scale
+            within = _within_range(array, found, description)
+            return None if within is None else (_centre(within, levels), scale)
+    return None
+
+
+def _within_range(array: Array, found: Codestream, description: PixelDescription) -> Array | None:
+    """Clip what a wavelet throws a little beyond the stored bits; None where there is more in them, such as an overlay in the high bits."""
+    bits = min(found.precision, description.bits_stored)
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if found.signed else (0, (1 << bits) - 1)
+    least, most = int(array.min()), int(array.max())
+    if low <= least and most <= high:
+        return array.view(f"{'i' if found.signed else 'u'}{array.dtype.itemsize}")
+    if max(low - least, most - high) > 1 << (bits - 1):
+        return None
+    return np.clip(array, low, high).view(f"{'i' if found.signed else 'u'}{array.dtype.itemsize}")
+
+
+def _centre(array: Array, levels: int) -> Array:
+    """Move the samples of a wavelet's low band to the centres of the blocks that they stand for.
+
+    A sample lies where the first sample of its block lay, in both directions: the centre is nearly half a block further on, between two samples.
+    """
+    half = 1 << levels
+    total = array.astype(np.int32)
+    for axis in (0, 1):
+        here, there = (total[:-1], total[1:]) if axis == 0 else (total[:, :-1], total[:, 1:])
+        moved = there - here
+        moved *= half - 1
+        moved += half
+        moved >>= levels + 1
+        here += moved
+    return total.astype(array.dtype)
+
+
+def _small_high_throughput(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
+    """OpenJPH, ten times as fast as OpenJPEG, where its results can be trusted.
+
+    It lets values wrap around that the wavelet throws beyond the range, and it hides damage: the bits above those stored have to be free to tell the
+    former, and the codestream has to be there to its end.
+    """
+    if not found.high_throughput or found.samples != 1 or found.precision <= 8 or b"\xff\xd9" not in data[-4:]:
+        return None
+    array: Array = imagecodecs.htj2k_decode(data[found.start :] if found.start else data, skipres=(levels, levels))
+    if array.dtype.itemsize != 2:
+        return None
+    if found.signed:
+        return array if int(array.min()) > -_SAFE_INT16 and int(array.max()) < _SAFE_INT16 else None
+    if min(found.precision, description.bits_stored) <= 14:
+        return array.view(np.int16)
+    return array if int(array.max()) < 1 << 15 else None
+
+
+_SAFE_INT16 = 24_000
+"""Values within this of zero did not wrap around: the wavelet overshoots by a fraction of the range."""
+
+
+def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
+    """OpenJPEG by way of Pillow, without the bit planes that nobody would see where the codestream allows that."""
+    data = data[found.start :] if found.start else data
+    if tolerance > 1 and found.samples == 1 and (fewer := without_low_planes(data, levels, tolerance)) is not None:
+        array = _small_openjpeg(fewer, found, levels)
+        if array is not None and _spread(array) >= _SPREAD * tolerance:
+            return array
+    return _small_openjpeg(data, found, levels)
+
+
+_SPREAD = 32
+"""A picture whose values cover less than so many times the tolerance is not the one that the tolerance was meant for."""
+
+
+def _spread(array: Array) -> int:
+    some = np.sort(array[::4, ::4], axis=None)
+    return int(some[-1 - len(some) // 50]) - int(some[len(some) // 50])
+
+
+def _small_openjpeg(data: bytes, found: Codestream, levels: int) -> Array | None:
+    """Pillow's is the one binding of OpenJPEG that can leave out resolutions."""
+    scale = 1 << levels
+    if found.samples not in (1, 3) or (found.samples == 3 and (found.precision != 8 or found.signed)):
+        return None
+    with Image.open(io.BytesIO(data), formats=("JPEG2000",)) as image:
+        # Pillow rounds sizes to the nearest, where JPEG 2000 rounds them up.
+        image._size = -(-found.columns // scale) * scale, -(-found.rows // scale) * scale
+        image.reduce = levels  # type: ignore[method-assign, assignment]
+        array: Array = np.asarray(image)
+    if found.samples == 3:
+        return array
+    # Pillow fills 8 or 16 bits from above and moves signed values up by half of their range.
+    width = 8 * array.dtype.itemsize
+    array = array >> array.dtype.type(width - found.precision) if width > found.precision else array
+    if found.signed:
+        half = array.dtype.type(1 << (found.precision - 1))
+        array = (array - half).view(f"i{array.dtype.itemsize}")
+    return array
+
+
+def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
+    """Scaled inverse cosine transforms of libjpeg, by way of Pillow."""
+    scale = 1 << levels
+    if found.precision != 8 or found.samples not in (1, 3) or found.rows * found.columns * found.samples < _SCALED_JPEG_SAMPLES:
+        return None
+    if found.samples == 3 and found.colour is None and description.photometric == "RGB":
+        return None  # libjpeg would take it for YCbCr
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        image.draft(None, (max(1, found.columns // scale), max(1, found.rows // scale)))
+        array: Array = np.asarray(image)
+    return array
+
+
+_SCALED_JPEG_SAMPLES = 1 << 20
+"""Below this many samples the plain decoder is as fast."""
+
+_SMALL_DECODERS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription, int, float], Array | None], ...]] = {
+    Codec.JPEG_2000: (_small_high_throughput, _small_jpeg_2000),
+    Codec.JPEG: (_small_jpeg,),
+}
 
 
 def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDescription) -> tuple[Array, PixelDescription]:

@@ -45,7 +45,7 @@ def write_json(dataset: Dataset, notes: Notes, references: Mapping[int, str] | N
     str
         One JSON object, keys in ascending order; always valid UTF-8 when encoded.
     """
-    extra = {tag: _reference(vr, f"{tag:08X}") for tag, vr in (references or {}).items()}
+    extra = {tag: reference(vr, f"{tag:08X}") for tag, vr in (references or {}).items()}
     text = _dataset(dataset, notes, "", 0, extra)
     try:
         text.encode("utf-8")
@@ -60,23 +60,24 @@ def _dataset(dataset: Dataset, notes: Notes, path: str, level: int, extra: Mappi
     parts = dict(extra or {})
     # The order of conversion is the file's: pydicom lets (0028,0103) Pixel Representation reach into sequences that way.
     for tag, item in list(dataset.items()):
-        part = _element(dataset, tag, item, notes, f"{path}{tag:08X}", level)
+        part = element_text(dataset, tag, item, notes, f"{path}{tag:08X}", level)
         if part is not None:
             parts[tag] = part
     return "{" + ",".join(f'"{tag:08X}":{parts[tag]}' for tag in sorted(parts)) + "}"
 
 
-def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, notes: Notes, path: str, level: int) -> str | None:
+def element_text(dataset: Dataset, tag: int, item: RawDataElement | DataElement, notes: Notes, path: str, level: int) -> str | None:
+    """Write one element of a data set; `path` leads to it. None when nothing of it can be kept."""
     raw = item if isinstance(item, RawDataElement) else None
     try:
         vr = "" if raw is None else vr_of(raw, dataset)
         if raw is not None and raw.value is None and raw.length:
             notes.collect(tag)
-            return _reference(vr, path)
+            return reference(vr, path)
         if raw is not None and vr == "SQ" and raw.length:
             element = expand(raw, dataset.original_character_set or default_encoding, level=level, notes=notes)
             if element is None:
-                return _binary("UN", raw.value or b"", path)
+                return binary("UN", raw.value or b"", path)
             dataset[tag] = element
         else:
             element = dataset[tag] if raw is None else _convert(raw, dataset)
@@ -88,7 +89,7 @@ def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, not
             items = [_dataset(value[index], notes, f"{path}/{index}/", level + 1) for index in range(len(value))]
             return '{"vr":"SQ","Value":[' + ",".join(items) + "]}"
         if vr in BINARY_VRS and (value is None or isinstance(value, bytes)):
-            return _binary(vr, value or b"", path, always=tag in PIXEL_TAGS)
+            return binary(vr, value or b"", path, always=tag in PIXEL_TAGS)
         if vr in _TEXT and isinstance(value, str):
             return f'{{"vr":"{vr}","Value":[{_quote(value)}]}}' if value else f'{{"vr":"{vr}"}}'
         return _values(element, notes)
@@ -97,7 +98,7 @@ def _element(dataset: Dataset, tag: int, item: RawDataElement | DataElement, not
     except Exception:  # pydicom raises nearly anything on damaged values; this element is kept as bytes, the rest is not touched
         notes.caught.clear()
         notes.add("element_unreadable", tag)
-        return None if raw is None or not isinstance(raw.value, bytes) else _binary("UN", raw.value, path)
+        return None if raw is None or not isinstance(raw.value, bytes) else binary("UN", raw.value, path)
 
 
 def _convert(raw: RawDataElement, dataset: Dataset) -> DataElement:
@@ -141,13 +142,15 @@ def _finite(value: Any) -> Any:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _binary(vr: str, value: bytes, path: str, *, always: bool = False) -> str:
+def binary(vr: str, value: bytes, path: str, *, always: bool = False) -> str:
+    """Write a binary value: inline up to `BULK_BYTES` unless it shall `always` be a reference."""
     if not value:
         return f'{{"vr":"{vr}"}}'
     if always or len(value) > BULK_BYTES:
-        return _reference(vr, path)
+        return reference(vr, path)
     return f'{{"vr":"{vr}","InlineBinary":"{b64encode(value).decode("ascii")}"}}'
 
 
-def _reference(vr: str, path: str) -> str:
+def reference(vr: str, path: str) -> str:
+    """Write a reference to bulk data."""
     return f'{{"vr":"{vr}","BulkDataURI":"bulkdata/{path}"}}'

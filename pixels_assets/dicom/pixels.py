@@ -4,15 +4,14 @@ Holds where frames lie: native, bit-packed and encapsulated pixel data. Must not
 and allocates nothing that the header claims before the bytes are seen to be there.
 """
 
-import logging
 from array import array as number_array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Literal
+from io import BytesIO
+from itertools import pairwise
+from typing import BinaryIO, Literal
 
 import numpy as np
-import pydicom
-from pydicom.datadict import tag_for_keyword
 
 from pixels_assets.dicom.codecs import (
     CODECS,
@@ -23,17 +22,17 @@ from pixels_assets.dicom.codecs import (
     PixelDescription,
     Reason,
     arrange,
-    decode,
+    decode_reduced,
     looks_like_rle,
     sign_extend,
     sniff,
     starts_frame,
     unpack,
 )
+from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
+from pixels_assets.dicom.reader import Header
 
-__all__ = ["Frame", "NoPixels", "PixelSource", "describe", "number", "numbers", "read_frame", "text", "value"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -49,7 +48,7 @@ class PixelSource:
 
     Parameters
     ----------
-    dataset : pydicom.Dataset
+    dataset : ImageHeader
         Header elements up to the pixel data, which itself is not loaded.
     transfer_syntax : str
         UID in which the data set is really encoded.
@@ -61,11 +60,20 @@ class PixelSource:
         Bytes in `stream`.
     """
 
-    dataset: pydicom.Dataset
+    dataset: ImageHeader
     transfer_syntax: str
     stream: BinaryIO
     offset: int
     length: int
+
+    @classmethod
+    def of(cls, header: Header) -> "PixelSource | None":
+        """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
+        if header.pixel_offset is None:
+            return None
+        described = header.described
+        image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
+        return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +82,23 @@ class Frame:
 
     Parameters
     ----------
-    array : numpy.ndarray, shape (rows, columns[, samples])
-        Stored values, native byte order, bits beyond those stored already cleared; not necessarily contiguous.
+    array : numpy.ndarray, shape (rows / scale, columns / scale[, samples]), rounded up
+        Stored values, native byte order, bits beyond those stored already cleared; not necessarily contiguous or writable.
     index : int
         0-based number of the frame.
     number_of_frames : int
         As the data set says, at least 1.
     description : PixelDescription
-        Of `array`: `photometric` and `bits_stored` are those after decoding.
+        Of `array`: `photometric` and `bits_stored` are those after decoding; `rows` and `columns` are the whole frame's.
+    scale : int
+        Rows, and columns, of the frame that one of `array` stands for: above 1 where a decoder gave a smaller picture at less cost.
     """
 
     array: Array
     index: int
     number_of_frames: int
     description: PixelDescription
+    scale: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +113,25 @@ class _Element:
     big_endian: bool
 
 
-def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None) -> Frame:
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One frame to read: from where, and within which limits. `index` is None for the middle frame."""
+
+    source: PixelSource
+    element: _Element
+    description: PixelDescription
+    codec: Codec | None
+    frames: int
+    index: int | None
+    max_bytes: int
+    reduction: int
+    tolerance: float
+
+
+def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None, reduction: int = 1, tolerance: float = 0) -> Frame:
     """Read and decode one frame.
+
+    With the defaults the array equals pydicom's ``pixel_array`` of that frame, except that YCbCr that a codec undoes is RGB already.
 
     Parameters
     ----------
@@ -112,6 +140,10 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None)
         Bytes that the decoded frame may take, and its encoded bytes too.
     index : int, optional
         0-based. By default the middle one, or the last complete one before it when the pixel data is cut short.
+    reduction : int
+        A picture this many times smaller both ways is good enough: codecs that get at one with less work may give it, or one less reduced.
+    tolerance : float
+        What the stored values of such a smaller picture may be off by, see `codecs.decode_reduced`.
 
     Returns
     -------
@@ -126,30 +158,66 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None)
     ----------
     DICOM PS3.5 8 and Annex A; PS3.3 C.7.6.3.
     """
+    task = _Task(source, *_look_at(source), index, max_bytes, reduction, tolerance)
+    if index is not None and not 0 <= index < task.frames:
+        raise NoPixels(Reason.NO_SUCH_FRAME, "the object has no frame of that number")
+    frame = _read_encapsulated(task) if _is_encapsulated(source, task.element, task.codec) else _read_native(task)
+    array, after = _clear_unused_bits(frame.array, frame.description)
+    return frame if array is frame.array else replace(frame, array=array, description=after)
+
+
+def _look_at(source: PixelSource) -> tuple[_Element, PixelDescription, Codec | None, int]:
+    """Find the pixel data element, the description of its frames, their codec and their number."""
     codec = CODECS.get(source.transfer_syntax)
     if codec is Codec.VIDEO:
         raise NoPixels(Reason.VIDEO, "the pixel data is a video, which is not decoded")
     if codec is Codec.REFERENCED:
         raise NoPixels(Reason.REFERENCED_PIXELS, "the pixel data is behind a URL, which is not followed")
     element = _read_element(source)
-    description = describe(source.dataset, element.tag)
-    frames = max(1, int(number(source.dataset, "NumberOfFrames") or 1))
-    if index is not None and not 0 <= index < frames:
-        raise NoPixels(Reason.NO_SUCH_FRAME, "the object has no frame of that number")
-    if element.declared == _UNDEFINED or (codec is not Codec.NATIVE and _read(source, element.start, 4) == _ITEM):
-        frame = _read_encapsulated(source, element, description, codec, frames, index, max_bytes)
-    else:
-        frame = _read_native(source, element, description, codec, frames, index, max_bytes)
-    array, after = _clear_unused_bits(frame.array, frame.description)
-    return replace(frame, array=array, description=after)
+    return element, describe(source.dataset, element.tag), codec, max(1, int(number(source.dataset, "NumberOfFrames") or 1))
 
 
-def describe(dataset: pydicom.Dataset, tag: int = _PIXELS) -> PixelDescription:
+def read_value(source: PixelSource, *, max_bytes: int) -> bytes | None:
+    """Read the value of the pixel data element as it is stored: of encapsulated pixel data all items with their headers, without the delimiter.
+
+    Parameters
+    ----------
+    source : PixelSource
+    max_bytes : int
+        Most bytes that the value may have.
+
+    Returns
+    -------
+    bytes or None
+        What is there when it is cut short; None when there is none, or more than `max_bytes`.
+
+    References
+    ----------
+    DICOM PS3.5 8 and Annex A.4.
+    """
+    try:
+        element = _read_element(source)
+    except NoPixels:
+        return None
+    stop = element.stop
+    if element.declared == _UNDEFINED:
+        position = element.start
+        while (item := _item(source, element, position)) is not None:
+            position += 8 + item[0]
+        stop = min(position, stop)
+    return _read(source, element.start, stop - element.start) if element.start < stop <= element.start + max_bytes else None
+
+
+def _is_encapsulated(source: PixelSource, element: _Element, codec: Codec | None) -> bool:
+    return element.declared == _UNDEFINED or (codec is not Codec.NATIVE and _read(source, element.start, 4) == _ITEM)
+
+
+def describe(dataset: ImageHeader, tag: int = _PIXELS) -> PixelDescription:
     """Check the Image Pixel module.
 
     Parameters
     ----------
-    dataset : pydicom.Dataset
+    dataset : ImageHeader
     tag : int
         Of the pixel data element, which decides between integers, floats and doubles.
 
@@ -184,47 +252,7 @@ def describe(dataset: pydicom.Dataset, tag: int = _PIXELS) -> PixelDescription:
     )
 
 
-def value(dataset: pydicom.Dataset, keyword: str) -> Any:
-    """Value of an attribute, None when it is absent, empty or unreadable.
-
-    pydicom converts values when they are asked for, and hostile ones raise anything there.
-    """
-    tag = tag_for_keyword(keyword)
-    if tag is None or tag not in dataset:
-        return None
-    try:
-        return dataset[tag].value
-    except Exception as error:  # see above
-        _LOG.debug("%s is unreadable: %s", keyword, type(error).__name__)
-        return None
-
-
-def numbers(dataset: pydicom.Dataset, keyword: str) -> list[float]:
-    """All values of an attribute as finite numbers; empty when it is absent or one of them is not a finite number."""
-    found = value(dataset, keyword)
-    if found is None or isinstance(found, (bytes, bytearray)):
-        return []
-    try:
-        values = [float(found)] if isinstance(found, (str, int, float)) else [float(item) for item in found]
-    except (TypeError, ValueError, OverflowError):
-        return []
-    return values if all(map(np.isfinite, values)) else []
-
-
-def number(dataset: pydicom.Dataset, keyword: str) -> float | None:
-    """First value of an attribute as a finite number, None when it has none."""
-    return next(iter(numbers(dataset, keyword)), None)
-
-
-def text(dataset: pydicom.Dataset, keyword: str) -> str:
-    """First value of an attribute as text without padding, empty when it is absent."""
-    found = value(dataset, keyword)
-    if found is not None and not isinstance(found, (str, bytes)) and hasattr(found, "__getitem__"):
-        found = found[0] if len(found) else None
-    return "" if found is None else str(found).strip(" \0")
-
-
-def _count(dataset: pydicom.Dataset, keyword: str, default: int = 0) -> int:
+def _count(dataset: ImageHeader, keyword: str, default: int = 0) -> int:
     found = number(dataset, keyword)
     return default if found is None else int(found)
 
@@ -234,23 +262,32 @@ def _read(source: PixelSource, start: int, count: int) -> bytes:
     return source.stream.read(max(0, min(count, source.length - start)))
 
 
-def _read_buffer(source: PixelSource, start: int, count: int) -> bytearray:
-    """Read exactly `count` bytes, which are known to be there, into one writable buffer."""
-    source.stream.seek(start)
-    buffer = bytearray(count)
-    readinto: Callable[[memoryview], int] | None = getattr(source.stream, "readinto", None)
-    view, filled = memoryview(buffer), 0
+def _read_buffer(stream: BinaryIO, start: int, count: int) -> memoryview:
+    """Read exactly `count` bytes, which are known to be there; not copied from a stream in memory."""
+    if type(stream) is BytesIO:
+        part = memoryview(stream.getvalue())[start : start + count]
+        if len(part) < count:
+            raise _ended()
+        return part
+    stream.seek(start)
+    buffer = memoryview(bytearray(count))
+    readinto: Callable[[memoryview], int] | None = getattr(stream, "readinto", None)
+    filled = 0
     while filled < count:
         if readinto is not None:
-            got = readinto(view[filled:])
+            got = readinto(buffer[filled:])
         else:
-            part = source.stream.read(min(_CHUNK, count - filled))
-            got = len(part)
-            view[filled : filled + got] = part
+            part_read = stream.read(min(_CHUNK, count - filled))
+            got = len(part_read)
+            buffer[filled : filled + got] = part_read
         if not got:
-            raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the stream ended within the pixel data")
+            raise _ended()
         filled += got
     return buffer
+
+
+def _ended() -> NoPixels:
+    return NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the stream ended within the pixel data")
 
 
 def _read_element(source: PixelSource) -> _Element:
@@ -290,41 +327,46 @@ def _choose_frame(frames: int, complete: int, index: int | None) -> int:
 # Native pixel data
 
 
-def _read_native(
-    source: PixelSource, element: _Element, description: PixelDescription, codec: Codec | None, frames: int, index: int | None, max_bytes: int
-) -> Frame:
+def _read_native(task: _Task) -> Frame:
+    source, element, description, frames = task.source, task.element, task.description, task.frames
     present = element.stop - element.start
-    if codec not in (Codec.NATIVE, Codec.UNCOMPRESSED):
+    if task.codec not in (Codec.NATIVE, Codec.UNCOMPRESSED):
         # The transfer syntax says compressed, or nothing known, and the element is not encapsulated.
         found = sniff(_read(source, element.start, 4096))
         if found is not None and frames == 1:
-            return _decode_fragments(source, [(element.start, present)], found, description, 0, 1, max_bytes)
+            return _decode_fragments(replace(task, codec=found), [(element.start, present)], 0)
         expected = frames * _frame_bits(description, subsampled=False) // 8
         if not expected <= present <= expected + 1:
             raise NoPixels(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "the pixel data is not what the transfer syntax says, nor plainly native")
-    if description.decoded_bytes > max_bytes:
-        raise NoPixels(Reason.FRAME_TOO_LARGE, f"the frame would take more than {max_bytes} bytes")
+    if description.decoded_bytes > task.max_bytes:
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"the frame would take more than {task.max_bytes} bytes")
     subsampled = _is_subsampled(description, present, frames)
     bits = _frame_bits(description, subsampled=subsampled)
-    if subsampled and description.decoded_bytes + bits // 8 > max_bytes + max_bytes // 2:
-        raise NoPixels(Reason.FRAME_TOO_LARGE, f"expanding the frame would take more than {max_bytes} bytes")
-    chosen = _choose_frame(frames, present * 8 // bits, index)
-    first_bit = chosen * bits
-    start, stop = element.start + first_bit // 8, element.start + (first_bit + bits + 7) // 8
-    big_endian = element.big_endian or source.transfer_syntax == GE_BIG_ENDIAN_PIXELS
-    if big_endian and description.bits_allocated <= 8 and element.vr == b"OW":
-        data = _read_swapped_words(source, element, start, stop)
-    else:
-        data = _read_buffer(source, start, stop - start)
+    if subsampled and description.decoded_bytes + bits // 8 > task.max_bytes + task.max_bytes // 2:
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"expanding the frame would take more than {task.max_bytes} bytes")
+    chosen = _choose_frame(frames, present * 8 // bits, task.index)
+    data, first_bit = _native_bytes(source, element, description, chosen * bits, bits)
     if description.bits_allocated == 1:
-        samples = unpack(data, description, first_bit=first_bit % 8)
+        samples = unpack(data, description, first_bit=first_bit)
     else:
-        samples = np.frombuffer(data, description.dtype)
-        if big_endian:
-            samples.byteswap(inplace=True)
+        samples = np.frombuffer(data, description.dtype.newbyteorder("<"))
+        if _is_big_endian(source, element):
+            samples = samples.byteswap()
     if subsampled:
         return Frame(_expand_422(samples, description), chosen, frames, description)
     return Frame(arrange(samples, description, planar=description.planar), chosen, frames, description)
+
+
+def _native_bytes(source: PixelSource, element: _Element, description: PixelDescription, first_bit: int, bits: int) -> tuple[memoryview, int]:
+    """Give the bytes that hold some bits of a native element, and which bit of their first byte is the first."""
+    start, stop = element.start + first_bit // 8, element.start + (first_bit + bits + 7) // 8
+    if _is_big_endian(source, element) and description.bits_allocated <= 8 and element.vr == b"OW":
+        return memoryview(_read_swapped_words(source, element, start, stop)), first_bit % 8
+    return _read_buffer(source.stream, start, stop - start), first_bit % 8
+
+
+def _is_big_endian(source: PixelSource, element: _Element) -> bool:
+    return element.big_endian or source.transfer_syntax == GE_BIG_ENDIAN_PIXELS
 
 
 def _frame_bits(description: PixelDescription, *, subsampled: bool) -> int:
@@ -354,7 +396,7 @@ def _read_swapped_words(source: PixelSource, element: _Element, start: int, stop
     skipped = (start - element.start) % 2
     start -= skipped
     count = min(stop - start + (stop - start) % 2, element.stop - start)
-    words = _read_buffer(source, start, count)
+    words = bytearray(_read_buffer(source.stream, start, count))
     words[0 : count - 1 : 2], words[1:count:2] = words[1:count:2], words[0 : count - 1 : 2]
     return words[skipped : skipped + stop - start - skipped]
 
@@ -384,9 +426,22 @@ def _clear_unused_bits(array: Array, description: PixelDescription) -> tuple[Arr
 # Encapsulated pixel data (DICOM PS3.5 A.4)
 
 
-def _read_encapsulated(
-    source: PixelSource, element: _Element, description: PixelDescription, codec: Codec | None, frames: int, index: int | None, max_bytes: int
-) -> Frame:
+def _read_encapsulated(task: _Task) -> Frame:
+    source, element, frames = task.source, task.element, task.frames
+    wanted = frames // 2 if task.index is None else task.index
+    first, entries = _offset_table(source, element)
+    fragments = _by_extended_table(source, element, first, wanted, frames) or _by_basic_table(source, element, first, entries, wanted, frames)
+    if not fragments:
+        found = _scan(source, element, first, frames)
+        wanted = _choose_frame(frames, found.complete, task.index)
+        fragments = found.fragments(wanted)
+    if task.codec is None or task.codec is Codec.NATIVE:
+        task = replace(task, codec=_codec_of(source, fragments))
+    return _decode_fragments(task, fragments, wanted)
+
+
+def _offset_table(source: PixelSource, element: _Element) -> tuple[int, int]:
+    """Find the first fragment, and the number of entries of the Basic Offset Table, which ends there."""
     header = _read(source, element.start, 8)
     if header[:4] != _ITEM or len(header) < 8:
         raise NoPixels(Reason.BAD_ENCAPSULATION, "the pixel data has no items where its length says that it should")
@@ -394,14 +449,7 @@ def _read_encapsulated(
     first = element.start + 8 + table_length
     if table_length == _UNDEFINED or first > element.stop:
         raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the pixel data ends within the offset table")
-    wanted = frames // 2 if index is None else index
-    table = element.start + 8, table_length // 4
-    fragments = _by_extended_table(source, element, first, wanted, frames) or _by_basic_table(source, element, first, table, wanted, frames)
-    if not fragments:
-        wanted, fragments = _by_scanning(source, element, first, frames, index)
-    if codec is None or codec is Codec.NATIVE:
-        codec = _codec_of(source, fragments)
-    return _decode_fragments(source, fragments, codec, description, wanted, frames, max_bytes)
+    return first, table_length // 4
 
 
 def _codec_of(source: PixelSource, fragments: list[tuple[int, int]]) -> Codec:
@@ -415,15 +463,24 @@ def _codec_of(source: PixelSource, fragments: list[tuple[int, int]]) -> Codec:
     return found
 
 
-def _decode_fragments(
-    source: PixelSource, fragments: list[tuple[int, int]], codec: Codec, description: PixelDescription, index: int, frames: int, max_bytes: int
-) -> Frame:
+def _decode_fragments(task: _Task, fragments: list[tuple[int, int]], index: int) -> Frame:
+    data = _join(task.source.stream, fragments, task.max_bytes)
+    assert task.codec is not None
+    array, after, scale = decode_reduced(
+        task.codec, data, task.description, max_bytes=task.max_bytes, reduction=task.reduction, tolerance=task.tolerance
+    )
+    return Frame(array, index, task.frames, after, scale)
+
+
+def _join(stream: BinaryIO, fragments: Sequence[tuple[int, int]], max_bytes: int) -> bytes:
     total = sum(length for _, length in fragments)
     if total > max_bytes:
         raise NoPixels(Reason.FRAME_TOO_LARGE, f"the encoded frame takes more than {max_bytes} bytes")
-    data = b"".join(_read(source, start, length) for start, length in fragments)
-    array, after = decode(codec, data, description, max_bytes=max_bytes)
-    return Frame(array, index, frames, after)
+    parts = []
+    for start, length in fragments:
+        stream.seek(start)
+        parts.append(stream.read(length))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _item(source: PixelSource, element: _Element, position: int, peek: int = 0) -> tuple[int, bytes] | None:
@@ -438,6 +495,8 @@ def _item(source: PixelSource, element: _Element, position: int, peek: int = 0) 
 
 def _by_extended_table(source: PixelSource, element: _Element, first: int, index: int, frames: int) -> list[tuple[int, int]]:
     """Find a frame by (7FE0,0001) *Extended Offset Table*: one fragment a frame. Empty when the table is absent or wrong."""
+    if not has(source.dataset, "ExtendedOffsetTable"):
+        return []
     offsets, lengths = value(source.dataset, "ExtendedOffsetTable"), value(source.dataset, "ExtendedOffsetTableLengths")
     if not isinstance(offsets, bytes) or not isinstance(lengths, bytes) or len(offsets) < 8 * frames or len(lengths) < 8 * frames:
         return []
@@ -449,12 +508,11 @@ def _by_extended_table(source: PixelSource, element: _Element, first: int, index
     return [(position + 8, length)]
 
 
-def _by_basic_table(source: PixelSource, element: _Element, first: int, table: tuple[int, int], index: int, frames: int) -> list[tuple[int, int]]:
+def _by_basic_table(source: PixelSource, element: _Element, first: int, entries: int, index: int, frames: int) -> list[tuple[int, int]]:
     """Find a frame by the Basic Offset Table. Empty when the table is empty or does not fit what is there."""
-    table_start, entries = table
     if entries != frames:
         return []
-    raw = _read(source, table_start + 4 * index, 8 if index + 1 < entries else 4)
+    raw = _read(source, element.start + 8 + 4 * index, 8 if index + 1 < entries else 4)
     position = first + int.from_bytes(raw[:4], "little")
     stop = first + int.from_bytes(raw[4:], "little") if len(raw) == 8 else element.stop
     fragments: list[tuple[int, int]] = []
@@ -470,8 +528,22 @@ def _by_basic_table(source: PixelSource, element: _Element, first: int, table: t
     return fragments if position == stop else []
 
 
-def _by_scanning(source: PixelSource, element: _Element, first: int, frames: int, index: int | None) -> tuple[int, list[tuple[int, int]]]:
-    """Find a frame by walking over all item headers; fragments are not loaded.
+@dataclass(frozen=True, slots=True)
+class _Fragments:
+    """All fragments of an element: where each starts in the stream, its bytes, and which is the first of each frame."""
+
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    firsts: Sequence[int]
+    complete: int
+
+    def fragments(self, frame: int) -> list[tuple[int, int]]:
+        stop = self.firsts[frame + 1] if frame + 1 < len(self.firsts) else len(self.starts)
+        return [(self.starts[number], self.lengths[number]) for number in range(self.firsts[frame], stop)]
+
+
+def _scan(source: PixelSource, element: _Element, first: int, frames: int) -> _Fragments:
+    """Find all frames by walking over the item headers; fragments are not loaded.
 
     With as many fragments as frames each is one. Otherwise a frame starts with each fragment that starts a codestream.
     """
@@ -491,16 +563,147 @@ def _by_scanning(source: PixelSource, element: _Element, first: int, frames: int
             break
     if not starts:
         raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the pixel data has no fragments")
-    frame_starts: Sequence[int] = range(len(starts))
+    firsts: Sequence[int] = range(len(starts))
     if frames == 1:
-        frame_starts = (0,)
+        firsts = (0,)
     elif len(starts) != frames and len(begins) and begins[0] == 0:
-        frame_starts = begins
+        firsts = begins
+    found = min(len(firsts), frames)
+    last_is_whole = not cut or (found < len(firsts) and firsts[found] < len(starts))
+    return _Fragments(starts, lengths, firsts, found if last_is_whole else found - 1)
 
-    def fragments_of(frame: int) -> range:
-        return range(frame_starts[frame], frame_starts[frame + 1] if frame + 1 < len(frame_starts) else len(starts))
 
-    found = min(len(frame_starts), frames)
-    last_is_whole = not cut or fragments_of(found - 1).stop < len(starts)
-    chosen = _choose_frame(frames, found if last_is_whole else found - 1, index)
-    return chosen, [(starts[number], lengths[number]) for number in fragments_of(chosen)]
+# Frames as they are stored
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBytes:
+    """The bytes of one frame, to be sent rather than shown.
+
+    Parameters
+    ----------
+    data : bytes
+        A codestream, or native little endian samples of which the first starts at the first bit.
+    transfer_syntax : str
+        UID of the transfer syntax that they are in: that of the object where it is compressed, Explicit VR Little Endian where it is not.
+    """
+
+    data: bytes
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """Where the frames of one object are in its stream; numbers only, so that it can be kept as long as the stream's bytes are the same.
+
+    Parameters
+    ----------
+    transfer_syntax : str
+        Of the frames, see `FrameBytes`.
+    frames : int
+        How many are there in full.
+    starts, lengths : sequence of int
+        Position and bytes of each fragment of encapsulated pixel data; of native pixel data one entry, the whole element.
+    firsts : sequence of int
+        Number of the first fragment of each frame; empty for native pixel data.
+    frame_bits : int
+        Bits of one native frame, 0 for encapsulated ones.
+    word : int
+        Bytes of the big endian words that native pixel data is in, 1 where nothing needs to be swapped.
+    """
+
+    transfer_syntax: str
+    frames: int
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    firsts: Sequence[int] = ()
+    frame_bits: int = 0
+    word: int = 1
+
+
+_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+
+
+def index_frames(source: PixelSource) -> FrameIndex:
+    """Find all frames of an object, in one walk over item headers; no frame is loaded.
+
+    Parameters
+    ----------
+    source : PixelSource
+
+    Raises
+    ------
+    NoPixels
+        ``code`` says why. Videos are one frame: all of their fragments.
+    """
+    element = _read_element(source)
+    codec = CODECS.get(source.transfer_syntax)
+    frames = max(1, int(number(source.dataset, "NumberOfFrames") or 1))
+    if _is_encapsulated(source, element, codec):
+        first, _ = _offset_table(source, element)
+        found = _scan(source, element, first, 1 if codec is Codec.VIDEO else frames)
+        offsets = _frames_of_tables(source, element, first, found.starts, frames)
+        if offsets:
+            found = replace(found, firsts=offsets)
+        return FrameIndex(source.transfer_syntax, found.complete, found.starts, found.lengths, found.firsts)
+    description = describe(source.dataset, element.tag)
+    present = element.stop - element.start
+    bits = _frame_bits(description, subsampled=_is_subsampled(description, present, frames))
+    word = 1
+    if _is_big_endian(source, element):
+        word = 2 if element.vr == b"OW" and description.bits_allocated <= 8 else max(1, description.bits_allocated // 8)
+    if codec not in (Codec.NATIVE, Codec.UNCOMPRESSED) and frames == 1 and sniff(_read(source, element.start, 4096)) is not None:
+        return FrameIndex(source.transfer_syntax, 1, (element.start,), (present,), (0,))
+    return FrameIndex(_EXPLICIT_LITTLE, min(frames, present * 8 // bits), (element.start,), (present,), (), bits, word)
+
+
+def _frames_of_tables(source: PixelSource, element: _Element, first: int, starts: Sequence[int], frames: int) -> list[int]:
+    """Find the first fragment of each frame by the offset tables; empty when they do not name fragments."""
+    if len(starts) == frames:
+        return []
+    entries = _offset_table(source, element)[1]
+    offsets: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]] = np.frombuffer(_read(source, element.start + 8, 4 * entries), "<u4")
+    if len(offsets) != frames:
+        return []
+    numbers = {start - 8 - first: number for number, start in enumerate(starts)}
+    found = [numbers.get(int(offset), -1) for offset in offsets]
+    return found if found[0] == 0 and all(a < b for a, b in pairwise(found)) else []
+
+
+def frame_bytes(stream: BinaryIO, index: FrameIndex, frame: int, *, max_bytes: int) -> FrameBytes:
+    """Read the stored bytes of one frame.
+
+    Parameters
+    ----------
+    stream : BinaryIO
+        The one that was indexed.
+    index : FrameIndex
+    frame : int
+        0-based.
+    max_bytes : int
+        Most bytes to load.
+
+    Raises
+    ------
+    NoPixels
+        ``no_such_frame``, ``pixel_data_truncated`` or ``frame_too_large``.
+    """
+    if not 0 <= frame < index.frames:
+        raise NoPixels(Reason.NO_SUCH_FRAME, "the object has no frame of that number")
+    if not index.frame_bits:
+        table = _Fragments(index.starts, index.lengths, index.firsts, index.frames)
+        return FrameBytes(_join(stream, table.fragments(frame), max_bytes), index.transfer_syntax)
+    if index.frame_bits // 8 > max_bytes:
+        raise NoPixels(Reason.FRAME_TOO_LARGE, f"the frame takes more than {max_bytes} bytes")
+    first_bit = frame * index.frame_bits
+    start = first_bit // 8 // index.word * index.word
+    stop = min(index.lengths[0], -(-(first_bit + index.frame_bits) // 8 // index.word) * index.word)
+    data = _read_buffer(stream, index.starts[0] + start, stop - start)
+    if index.word > 1:
+        whole = len(data) // index.word * index.word
+        data = memoryview(np.frombuffer(data[:whole], f"u{index.word}").byteswap().tobytes() + bytes(data[whole:]))
+    skipped = first_bit - 8 * start
+    if skipped % 8 or index.frame_bits % 8:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=skipped + index.frame_bits, bitorder="little")[skipped:]
+        return FrameBytes(np.packbits(bits, bitorder="little").tobytes(), index.transfer_syntax)
+    return FrameBytes(bytes(data[skipped // 8 : (skipped + index.frame_bits) // 8]), index.transfer_syntax)

@@ -1,13 +1,14 @@
 """The header of one DICOM object: bytes to JSON, typed values and what the thumbnail needs.
 
-Holds the way from a stream to a `Header`, or to the reason why there is none. pydicom does the parsing and defines what is right. Must not read
-pixel data, open files or know where the bytes came from.
+Holds the way from a stream to a `Header`, or to the reason why there is none. pydicom does the parsing and defines what is right; well-formed
+headers take a shortcut (`fast`) that gives the same and makes no objects. Must not read pixel data, open files or know where the bytes came from.
 """
 
 import logging
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from typing import BinaryIO, cast
 
@@ -20,6 +21,7 @@ from pydicom.tag import BaseTag
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.elements import UNDEFINED_LENGTH, ElementReader, Elements, Met, Window, charset_of, data_set
+from pixels_assets.dicom.fast import HeaderParser, TooShort, UnusualHeader
 from pixels_assets.dicom.json_model import BINARY_VRS, PIXEL_TAGS, vr_of, write_json
 from pixels_assets.dicom.notes import Notes, listening
 from pixels_assets.dicom.transfer_syntax import (
@@ -42,6 +44,12 @@ RATIO_FLOOR_BYTES = 16 * 1024 * 1024
 # Binary values above this stay in the file; they are references in the JSON anyway.
 DEFER_BYTES = 1024 * 1024
 _CHUNK = 1024 * 1024
+# Nearly all headers fit into the first read; else eight times as much is read, and so on.
+_FIRST_READ_BYTES = 64 * 1024
+# Behind the pixel data there are at most signatures and padding.
+_REST_BYTES = 1024 * 1024
+_SNIFFED_BYTES = 4096
+_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _TRANSFER_SYNTAX_UID = 0x00020010
 
 
@@ -63,14 +71,18 @@ class Header:
         What was odd, in short stable words without patient data.
     transfer_syntax : str or None
         UID of the transfer syntax that it is really encoded in, None when nothing tells.
-    dataset : pydicom.Dataset
-        Its elements without pixel data.
     stream : BinaryIO
         The stream that holds the pixel data: the given one, or the inflated data set.
     pixel_offset : int or None
         Offset in `stream`, bytes, at which the pixel data element begins with its tag; None without one.
     stream_length : int
         Bytes of `stream`.
+    described : mapping of int to (str, bytes), optional
+        What describes the pixel data, without any pydicom object: VR and value of the outermost elements of group 0028, and of SOP Class UID, the
+        pixel spacings, (0062,000E), (2050,0020), the functional groups and the extended offset table, by tag. VRs are those in `meta`: decided, also
+        where they are not written. Values are little endian and as they stand in the file, padding included: a palette whole, a sequence
+        as the bytes of its items, with its delimiter where it has one. An element that is absent from the object is absent here. None when pydicom
+        had to read this header (big endian, deflated, damaged, unusual): then only `dataset` tells.
     """
 
     meta: str
@@ -79,10 +91,21 @@ class Header:
     values: dict[str, object]
     warnings: list[str]
     transfer_syntax: str | None
-    dataset: Dataset
     stream: BinaryIO
     pixel_offset: int | None
     stream_length: int
+    described: Mapping[int, tuple[str, bytes]] | None = None
+    _dataset: Dataset | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def dataset(self) -> Dataset:
+        """Its elements without pixel data, as pydicom objects; made when first asked for, from `stream`, which must still be open."""
+        if self._dataset is None:
+            with listening() as notes:
+                again = _read(self.stream, self.stream_length, 0, notes, 0, 0)
+            self._dataset = again._dataset if isinstance(again, Header) else Dataset()
+        assert self._dataset is not None
+        return self._dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +158,16 @@ def read_header(
     Header or Unreadable
         Never an exception because of the bytes. The position of the stream is undefined afterwards.
     """
+    header = _read_fast(stream, length, flags) if not dataset_offset else None
+    if header is not None:
+        return header
+    return read_by_pydicom(stream, length, dataset_offset, flags, max_deflated_bytes, max_ratio)
+
+
+def read_by_pydicom(
+    stream: BinaryIO, length: int, dataset_offset: int, flags: Sequence[str], max_deflated_bytes: int, max_ratio: float
+) -> Header | Unreadable:
+    """Read a header without the shortcut: what it gives defines what `read_header`, which has the same parameters, gives."""
     with listening() as notes:
         try:
             for flag in flags:
@@ -147,6 +180,102 @@ def read_header(
         except Exception as error:  # third-party parsing of hostile bytes: whatever it raises is this object's failure, not the run's
             logger.debug("reading a header raised %s", type(error).__name__)
             return Unreadable("header_unreadable", f"Reading the header raised {type(error).__name__}.", "corrupt")
+
+
+def _read_fast(stream: BinaryIO, length: int, flags: Sequence[str]) -> Header | None:
+    """Read a well-formed header by the shortcut; None for all others."""
+    try:
+        if type(stream) is BytesIO:
+            data = stream.getvalue()  # not copied
+            if len(data) != length:
+                return None
+            parser = HeaderParser(data, length)
+        else:
+            parser, data = _parse_head(stream, length)
+        pixels = parser.pixels
+        offset = length if pixels is None else pixels.offset
+        if offset > MAX_HEADER_BYTES:
+            return None
+        encapsulated = codec = None
+        if pixels is not None:
+            encapsulated = pixels.length == UNDEFINED_LENGTH
+            source = data if len(data) == length else stream
+            sniffed, stop = pixels.value_offset, pixels.value_offset + pixels.length
+            if encapsulated:
+                sniffed, stop = _past_fragments(source, sniffed)
+            codec = sniff_codec(_bytes_at(source, sniffed, min(_SNIFFED_BYTES, max(0, length - sniffed))))
+            if stop < length and length - stop <= _REST_BYTES:
+                if source is data:
+                    parser.rest(data, stop)
+                else:
+                    parser.rest(_bytes_at(source, stop, length - stop), 0)
+            elif stop != length:
+                return None
+    except UnusualHeader:
+        return None
+    except Exception as error:  # the boundary to hostile bytes: what this reader did not think of, the other one decides
+        logger.debug("the fast reader raised %s", type(error).__name__)
+        return None
+    values, element_notes, value_notes, described = parser.effect()
+    really, words = _judge_transfer_syntax(parser.declared, parser.encoding, encapsulated, codec)
+    values["TransferSyntaxUID"] = parser.declared
+    warnings: list[str] = []
+    if flags or element_notes or words or value_notes:
+        notes = Notes([])
+        for word in (
+            *flags,
+            *element_notes,
+            *words,
+            *(value_notes[attribute.keyword] for attribute in ATTRIBUTES if attribute.keyword in value_notes),
+        ):
+            notes.add(word)
+        warnings = notes.words()
+    return Header(
+        meta="{" + ",".join(parser.meta) + "}",
+        file_meta="{" + ",".join(parser.file_meta) + "}",
+        header=data[:offset],
+        values=values,
+        warnings=warnings,
+        transfer_syntax=really,
+        stream=stream,
+        pixel_offset=None if pixels is None else offset,
+        stream_length=length,
+        described=described,
+    )
+
+
+def _parse_head(stream: BinaryIO, length: int) -> tuple[HeaderParser, bytes]:
+    """Parse the header of a file, of which no more is read than that."""
+    size = _FIRST_READ_BYTES
+    while True:
+        data = _bytes_at(stream, 0, min(size, length))
+        try:
+            return HeaderParser(data, length), data
+        except TooShort:
+            size *= 8
+            if size > 8 * MAX_HEADER_BYTES:
+                raise UnusualHeader from None
+
+
+def _bytes_at(source: bytes | BinaryIO, start: int, size: int) -> bytes:
+    if isinstance(source, bytes):
+        return source[start : start + size]
+    source.seek(start)
+    data = source.read(size)
+    if len(data) != size:
+        raise UnusualHeader
+    return data
+
+
+def _past_fragments(source: bytes | BinaryIO, start: int) -> tuple[int, int]:
+    """Give where the first fragment begins, behind the offset table, and the end of encapsulated pixel data, DICOM PS3.5 A.4."""
+    position, first = start, 0
+    while (head := _bytes_at(source, position, 8))[:4] == _ITEM:
+        position += 8 + int.from_bytes(head[4:], "little")
+        first = first or position + 8
+    if head[:4] != _SEQUENCE_END or not first:
+        raise UnusualHeader
+    return first, position + 8
 
 
 def _read(stream: BinaryIO, length: int, offset: int, notes: Notes, max_deflated_bytes: int, max_ratio: float) -> Header | Unreadable:
@@ -192,10 +321,10 @@ def _read(stream: BinaryIO, length: int, offset: int, notes: Notes, max_deflated
         values=values,
         warnings=notes.words(),
         transfer_syntax=really,
-        dataset=dataset,
         stream=content,
         pixel_offset=first,
         stream_length=length,
+        _dataset=dataset,
     )
 
 
@@ -351,17 +480,29 @@ def _real_transfer_syntax(declared: str | None, encoding: Encoding, pixels: list
             # The first item is the basic offset table, the second the first fragment.
             table = window.read(8)
             window.seek(window.tell() + int.from_bytes(table[4:], "little") + 8)
-        codec = sniff_codec(window.read(4096))
+        codec = sniff_codec(window.read(_SNIFFED_BYTES))
+    really, words = _judge_transfer_syntax(declared, encoding, encapsulated, codec)
+    for word in words:
+        notes.add(word)
+    return really
+
+
+@lru_cache(maxsize=256)
+def _judge_transfer_syntax(
+    declared: str | None, encoding: Encoding, encapsulated: bool | None, codec: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Transfer syntax in which an object is really encoded, and what is odd about the declared one."""
     really = real_transfer_syntax(declared, encoding, encapsulated=encapsulated, codec=codec)
+    words = []
     found = NAMES[encoding]
     expected = declared_encoding(declared)
     if expected is not None and declared != really:
-        notes.add(f"transfer_syntax_wrong: really {'encapsulated' if encapsulated else found}")
+        words.append(f"transfer_syntax_wrong: really {'encapsulated' if encapsulated else found}")
     elif expected is not None and expected != encoding and declared != GE_IMPLICIT_BIG:
-        notes.add(f"transfer_syntax_wrong: really {found}")
+        words.append(f"transfer_syntax_wrong: really {found}")
     if declared is not None and not declared.startswith("1.2.840.10008.") and declared != GE_IMPLICIT_BIG:
-        notes.add("transfer_syntax_unknown")
-    return really
+        words.append("transfer_syntax_unknown")
+    return really, tuple(words)
 
 
 def _values(dataset: Dataset, transfer_syntax: str | None, notes: Notes) -> dict[str, object]:

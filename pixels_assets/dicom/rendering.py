@@ -16,29 +16,78 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixels_assets.dicom.codecs import Array, NoPixels, Reason
-from pixels_assets.dicom.pixels import Frame, number, numbers, text, value
+from pixels_assets.dicom.image import ImageHeader, has, is_big_endian, number, numbers, text, value
+from pixels_assets.dicom.pixels import Frame
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Block = tuple[int, int]
 
 _BAND_BYTES = 4 << 20
-_SAMPLE_SIDE = 192
+_SAMPLE_SIDE = 96
 """Statistics rest on a grid of at most about this many rows and columns of stored values."""
 
 _SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 
 
-def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Values from `low` (black) to `high` (white), straight or as a sigmoid; see `window_of`."""
+
+    low: float
+    high: float
+    sigmoid: bool = False
+
+    def __call__(self, values: Floats) -> Grey:
+        """Grey levels of rescaled values."""
+        shown = values - np.float32(self.low)
+        if self.sigmoid:
+            shown = 1 / (1 + np.exp(-4 * np.clip(shown / np.float32(self.high - self.low) - np.float32(0.5), -20, 20)))
+            return _to_bytes(shown * np.float32(255))
+        shown *= np.float32(255 / (self.high - self.low))
+        return _to_bytes(shown)
+
+
+def window_of(centre: float, width: float, function: str = "LINEAR") -> Window | None:
+    """Make a window of rescaled values (DICOM PS3.3 C.11.2.1.2).
+
+    Parameters
+    ----------
+    centre, width : float
+        (0028,1050) *Window Center* and (0028,1051) *Window Width*.
+    function : str
+        (0028,1056) *VOI LUT Function*: ``LINEAR``, ``LINEAR_EXACT`` or ``SIGMOID``; in the spelling of PS3.18 8.3.5.1.4 too, ``linear-exact``.
+
+    Returns
+    -------
+    Window or None
+        None when they define nothing.
+    """
+    function = function.upper().replace("-", "_")
+    if not abs(centre) <= 1e15 or not 0 < width < 1e15:
+        return None
+    if function in ("LINEAR_EXACT", "SIGMOID"):
+        return Window(centre - width / 2, centre + width / 2, sigmoid=function == "SIGMOID")
+    if width < 1:
+        return None
+    half = (width - 1) / 2
+    # A width of 1 is a threshold; the least width that floats can tell apart stands for it.
+    return Window(centre - 0.5 - half, centre - 0.5 + max(half, half + 1e-3))
+
+
+def render(frame: Frame, dataset: ImageHeader, *, size: int | None, window: Window | None = None) -> Grey:
     """Render a frame for the screen.
 
     Parameters
     ----------
     frame : Frame
-    dataset : pydicom.Dataset
+        In full or reduced by its decoder.
+    dataset : ImageHeader
         Header of the object.
     size : int
-        Longest side of the result, pixels. Smaller frames stay as they are, but non-square pixels are made square.
+        Longest side of the result, pixels. Smaller frames stay as they are, but non-square pixels are made square. None: as large as the frame.
+    window : Window, optional
+        Shows grey frames instead of what the header says or the values suggest; see `window_of`.
 
     Returns
     -------
@@ -53,9 +102,12 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
     ----------
     DICOM PS3.3 C.7.6.3.1.2, C.7.9, C.11.1, C.11.2; PS3.4 N.2.
     """
-    rows, columns = frame.array.shape[:2]
-    height, width = shape_on_screen(rows, columns, pixel_aspect(dataset, frame.index), size)
-    block = max(1, rows // height), max(1, columns // width)
+    rows, columns = frame.array.shape[0] * frame.scale, frame.array.shape[1] * frame.scale
+    if frame.scale > 1:  # the last row and column stand for less
+        rows, columns = min(rows, frame.description.rows), min(columns, frame.description.columns)
+    aspect = pixel_aspect(dataset, frame.index)
+    height, width = shape_on_screen(rows, columns, aspect, size or math.ceil(max(rows, columns) * max(aspect, 1 / aspect)))
+    block = max(1, rows // (height * frame.scale)), max(1, columns // (width * frame.scale))
     samples = frame.array.shape[2] if frame.array.ndim == 3 else 1
     photometric = frame.description.photometric
     if samples > 1 and frame.array.dtype.kind != "f":
@@ -65,11 +117,104 @@ def render(frame: Frame, dataset: pydicom.Dataset, *, size: int) -> Grey:
     elif samples == 1 and photometric == "PALETTE COLOR" and (palette := read_palette(dataset)) is not None:
         shown = _to_bytes(_shrink(frame.array, block, palette.colours))
     else:
-        shown = _render_grey(frame, dataset, block)
-    whole = columns / block[1], rows / block[0]
+        shown = _render_grey(frame, dataset, block, window)
+    whole = columns / (block[1] * frame.scale), rows / (block[0] * frame.scale)
     if whole != (width, height):
         shown = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.HAMMING, box=(0, 0, *whole)))
     return shown
+
+
+def reduction_for(dataset: ImageHeader, size: int) -> int:
+    """How many times smaller both ways a frame may be decoded so that `render` still has a pixel for each of its result's.
+
+    1 for palettes: their indices are not to be averaged.
+    """
+    rows, columns = number(dataset, "Rows") or 0, number(dataset, "Columns") or 0
+    if rows < 1 or columns < 1 or text(dataset, "PhotometricInterpretation").upper() == "PALETTE COLOR":
+        return 1
+    height, width = shape_on_screen(int(rows), int(columns), pixel_aspect(dataset), size)
+    return max(1, min(int(rows) // height, int(columns) // width))
+
+
+_SHADES = 50
+"""A tolerance of the window's width over this is five grey levels, and makes a picture that is off by less than two on average."""
+
+
+def tolerance_for(dataset: ImageHeader) -> float:
+    """Difference of stored values that the header's window makes hardly visible; 0 where it has none."""
+    width, slope = number(dataset, "WindowWidth"), number(dataset, "RescaleSlope") or 1.0
+    if width is None or not 0 < width < 1e15 or has(dataset, "ModalityLUTSequence") or has(dataset, "PixelPaddingRangeLimit"):
+        return 0.0
+    return min(width / abs(slope) / _SHADES, 1e4)
+
+
+Region = tuple[float, float, float, float]
+"""Left, top, width and height, pixels of the frame; a negative width or height turns the picture around in that direction."""
+
+
+def render_viewport(
+    frame: Frame, dataset: ImageHeader, *, viewport: tuple[int, int] | None = None, region: Region | None = None, window: Window | None = None
+) -> Grey:
+    """Render a frame, or a region of it, as large as fits into a viewport with its aspect ratio kept (DICOM PS3.18 8.3.5.1.3).
+
+    Parameters
+    ----------
+    frame : Frame
+        In full.
+    dataset : ImageHeader
+        Header of the object.
+    viewport : tuple of int, optional
+        Width and height, pixels; smaller pictures are enlarged. By default the picture has the frame's own size.
+    region : tuple of float, optional
+        What to show; parts beyond the frame are left away.
+    window : Window, optional
+        See `render`.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns[, 3]), uint8
+
+    Raises
+    ------
+    NoPixels
+        The photometric interpretation cannot be shown.
+    ValueError
+        The region shows nothing of the frame, or the viewport is empty.
+    """
+    rows, columns = frame.array.shape[:2]
+    if viewport is not None and min(viewport) < 1:
+        msg = f"the viewport {viewport} is empty: give a width and a height of at least 1"
+        raise ValueError(msg)
+    if region is None and viewport is not None:
+        height, width = shape_on_screen(rows, columns, pixel_aspect(dataset, frame.index), max(rows, columns) * 50)
+        scale = min(viewport[0] / width, viewport[1] / height)
+        if scale < 1:
+            return _fit(render(frame, dataset, size=max(1, round(max(height, width) * scale)), window=window), viewport)
+    shown = render(frame, dataset, size=None, window=window)
+    if region is not None:
+        shown = _cut(shown, region, shown.shape[1] / columns, shown.shape[0] / rows)
+    return shown if viewport is None else _fit(shown, viewport)
+
+
+def _cut(shown: Grey, region: Region, across: float, down: float) -> Grey:
+    left, top, width, height = region
+    columns = slice(max(0, round(left * across)), max(0, round((left + abs(width)) * across)))
+    rows = slice(max(0, round(top * down)), max(0, round((top + abs(height)) * down)))
+    part = shown[rows, columns]
+    if not part.size:
+        msg = f"the region {region} shows nothing of the frame"
+        raise ValueError(msg)
+    return part[:: 1 if height > 0 else -1, :: 1 if width > 0 else -1]
+
+
+def _fit(shown: Grey, viewport: tuple[int, int]) -> Grey:
+    height, width = shown.shape[:2]
+    scale = min(viewport[0] / width, viewport[1] / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size == (width, height):
+        return shown
+    method = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.HAMMING
+    return np.asarray(Image.fromarray(np.ascontiguousarray(shown)).resize(size, method))
 
 
 def shape_on_screen(rows: int, columns: int, aspect: float, size: int) -> tuple[int, int]:
@@ -87,7 +232,7 @@ def shape_on_screen(rows: int, columns: int, aspect: float, size: int) -> tuple[
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def pixel_aspect(dataset: pydicom.Dataset, index: int = 0) -> float:
+def pixel_aspect(dataset: ImageHeader, index: int = 0) -> float:
     """Height of a pixel over its width, 1.0 where nothing sensible is said.
 
     (0028,0034) *Pixel Aspect Ratio*, (0028,0030) *Pixel Spacing* (in functional groups too), (0018,1164) *Imager Pixel Spacing*, (0018,2010) *Nominal
@@ -102,10 +247,10 @@ def pixel_aspect(dataset: pydicom.Dataset, index: int = 0) -> float:
     return 1.0
 
 
-def functional_group(dataset: pydicom.Dataset, keyword: str, index: int) -> pydicom.Dataset:
+def functional_group(dataset: ImageHeader, keyword: str, index: int) -> ImageHeader:
     """Item of a functional group of one frame (DICOM PS3.3 C.7.6.16); the data set itself where there is none."""
     for groups, position in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        items = value(dataset, groups)
+        items = value(dataset, groups) if has(dataset, groups) else None
         if isinstance(items, pydicom.Sequence) and position < len(items):
             found = value(items[position], keyword)
             if isinstance(found, pydicom.Sequence) and len(found):
@@ -122,6 +267,8 @@ def _shrink(array: Array, block: Block, convert: Callable[[Array], Array] | None
 
     `convert` is applied to bands of rows before averaging.
     """
+    if block == (1, 1) and convert is None:
+        return array.astype(np.float32)
     rows = -(-array.shape[0] // block[0])
     band = max(1, min(rows, _BAND_BYTES // (array[0].size * 12 * block[0])))
     parts = []
@@ -132,7 +279,26 @@ def _shrink(array: Array, block: Block, convert: Callable[[Array], Array] | None
 
 
 def _average(array: Array, block: Block) -> Floats:
+    if array.dtype.kind in "ui" and array.dtype.itemsize <= 2 and array.shape[0] % block[0] == array.shape[1] % block[1] == 0:
+        return _average_integers(array, block)
     return _average_columns(_average_rows(array, block[0]), block[1])
+
+
+def _average_integers(array: Array, block: Block) -> Floats:
+    """Average whole blocks of small integers: sums in 16 bits where they fit, which is half of the memory traffic."""
+    area = block[0] * block[1]
+    most = int(array.max()) if array.dtype.kind == "u" else max(int(array.max()), -int(array.min()))
+    small = np.dtype(f"{array.dtype.kind}2") if most * area < 1 << (16 - (array.dtype.kind == "i")) else np.dtype(np.int32)
+    total = array[:: block[0]].astype(small) if block[0] == 1 else np.add(array[:: block[0]], array[1 :: block[0]], dtype=small)
+    for step in range(2, block[0]):
+        np.add(total, array[step :: block[0]], out=total, casting="unsafe")
+    if block[1] > 1:
+        rows = total
+        total = rows[:, :: block[1]] + rows[:, 1 :: block[1]]
+        for step in range(2, block[1]):
+            total += rows[:, step :: block[1]]
+    average: Floats = np.multiply(total, np.float32(1 / area), dtype=np.float32)
+    return average
 
 
 def _average_rows(array: Array, count: int) -> Floats:
@@ -210,7 +376,7 @@ class Palette:
         return self.table.take(indices.astype(np.intp), axis=0, mode="clip")
 
 
-def read_palette(dataset: pydicom.Dataset) -> Palette | None:
+def read_palette(dataset: ImageHeader) -> Palette | None:
     """Read the red, green and blue lookup tables, segmented or not (DICOM PS3.3 C.7.6.3.1.5, C.7.9.2); None when they are missing or unusable."""
     channels = []
     first = 0
@@ -236,9 +402,9 @@ def read_palette(dataset: pydicom.Dataset) -> Palette | None:
     return Palette(first, table.astype(np.uint8))
 
 
-def _lut_entries(raw: object, entries: int | None, bits: int, dataset: pydicom.Dataset) -> NDArray[np.uint16]:
+def _lut_entries(raw: object, entries: int | None, bits: int, dataset: ImageHeader) -> NDArray[np.uint16]:
     """Entries of a lookup table, from bytes (OW) or numbers (US)."""
-    order = ">" if dataset.original_encoding[1] is False else "<"
+    order = ">" if is_big_endian(dataset) else "<"
     if isinstance(raw, int):
         raw = [raw]
     if raw is not None and not isinstance(raw, (bytes, bytearray)):
@@ -286,7 +452,7 @@ def _expand_into(expanded: list[int], words: NDArray[np.uint16], entries: int, p
 # Grey
 
 
-def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
+def _render_grey(frame: Frame, dataset: ImageHeader, block: Block, window: Window | None) -> Grey:
     array = frame.array if frame.array.ndim == 2 else frame.array[:, :, 0]
     sample = array[:: -(-array.shape[0] // _SAMPLE_SIDE), :: -(-array.shape[1] // _SAMPLE_SIDE)]
     sample = _without_padding(sample, dataset)
@@ -299,9 +465,11 @@ def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
         values, sample = _shrink(array, block, convert), convert(sample)
     known = sample.astype(np.float32) if sample.size else values.reshape(-1)
     if (slope, intercept) != (1.0, 0.0):
-        values = values * np.float32(slope) + np.float32(intercept)
-        known = known * np.float32(slope) + np.float32(intercept)
-    if frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
+        values = _rescaled(values, slope, intercept)
+        known = _rescaled(known, slope, intercept)
+    if window is not None:
+        shown = window(values)
+    elif frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
         shown = _segments(values, frame, dataset)
     else:
         shown = _voi(dataset, frame.index, known, values)(values)
@@ -310,7 +478,13 @@ def _render_grey(frame: Frame, dataset: pydicom.Dataset, block: Block) -> Grey:
     return shown
 
 
-def _segments(values: Floats, frame: Frame, dataset: pydicom.Dataset) -> Grey:
+def _rescaled(values: Floats, slope: float, intercept: float) -> Floats:
+    scaled = values * np.float32(slope)
+    scaled += np.float32(intercept)
+    return scaled
+
+
+def _segments(values: Floats, frame: Frame, dataset: ImageHeader) -> Grey:
     """Show a segmentation or bitmap on its whole possible range, so that an empty one is black."""
     highest = 1.0 if frame.description.bits_allocated == 1 else number(dataset, "MaximumFractionalValue") or max(1.0, float(values.max()))
     return _to_bytes(values * np.float32(255 / highest))
@@ -325,7 +499,7 @@ def _finite(array: Array) -> Array:
     return np.clip(array, -1e30, 1e30).astype(np.float32)
 
 
-def _without_padding(sample: Array, dataset: pydicom.Dataset) -> Array:
+def _without_padding(sample: Array, dataset: ImageHeader) -> Array:
     """Drop pixels outside the field of view: (0028,0120) *Pixel Padding Value*, or the range up to (0028,0121)."""
     padding = number(dataset, "PixelPaddingValue")
     if padding is None or sample.dtype.kind not in "ui":
@@ -343,7 +517,7 @@ def _as_stored(bound: float, dtype: np.dtype[np.generic]) -> int:
     return whole - (1 << bits) if dtype.kind == "i" and whole >> (bits - 1) else whole
 
 
-def _rescale(dataset: pydicom.Dataset, index: int) -> tuple[float, float]:
+def _rescale(dataset: ImageHeader, index: int) -> tuple[float, float]:
     holder = functional_group(dataset, "PixelValueTransformationSequence", index)
     slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
     if not slope or abs(slope) > 1e15 or abs(intercept or 0) > 1e15:
@@ -363,11 +537,11 @@ class _Lut:
         return self.table.take(positions, mode="clip")
 
 
-def _modality_lut(dataset: pydicom.Dataset) -> Callable[[Array], Array] | None:
+def _modality_lut(dataset: ImageHeader) -> Callable[[Array], Array] | None:
     return _read_lut(dataset, "ModalityLUTSequence")
 
 
-def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
+def _read_lut(dataset: ImageHeader, keyword: str) -> _Lut | None:
     """First item of a lookup table sequence (DICOM PS3.3 C.11.1.1, C.11.2.1.1); None when it is absent or unusable."""
     items = value(dataset, keyword)
     if not isinstance(items, pydicom.Sequence) or not len(items):
@@ -382,19 +556,21 @@ def _read_lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
     return _Lut(first, table.astype(np.float32)) if table.size else None
 
 
-def _voi(dataset: pydicom.Dataset, index: int, known: Floats, values: Floats) -> Callable[[Floats], Grey]:
+def _voi(dataset: ImageHeader, index: int, known: Floats, values: Floats) -> Callable[[Floats], Grey]:
     """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
 
     Parameters
     ----------
-    dataset : pydicom.Dataset
+    dataset : ImageHeader
     index : int
     known : numpy.ndarray, float32
         Sample of the values that count, padding left out.
     values : numpy.ndarray, float32
         All values that will be shown.
     """
-    low, high = (float(bound) for bound in np.percentile(known, (1, 99), method="nearest"))
+    ranks = round(0.01 * (known.size - 1)), round(0.99 * (known.size - 1))
+    ordered = np.partition(known, ranks)
+    low, high = float(ordered[ranks[0]]), float(ordered[ranks[1]])
     if low == high:
         low, high = float(min(known.min(), values.min())), float(max(known.max(), values.max()))
     if low == high:
@@ -407,46 +583,20 @@ def _voi(dataset: pydicom.Dataset, index: int, known: Floats, values: Floats) ->
     if lut is not None and lut.table.max() > lut.table.min():
         least, most = lut.table.min(), lut.table.max()
         return lambda values: _to_bytes((lut(np.rint(values)) - least) * (255 / (most - least)))
-    return _Window(low, high)
+    return Window(low, high)
 
 
 def _constant(values: Floats) -> Grey:
     return np.full(values.shape, 128, np.uint8)
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Values from `low` (black) to `high` (white), straight or as a sigmoid."""
-
-    low: float
-    high: float
-    sigmoid: bool = False
-
-    def __call__(self, values: Floats) -> Grey:
-        shown = values - np.float32(self.low)
-        if self.sigmoid:
-            shown = 1 / (1 + np.exp(-4 * np.clip(shown / np.float32(self.high - self.low) - np.float32(0.5), -20, 20)))
-            return _to_bytes(shown * np.float32(255))
-        shown *= np.float32(255 / (self.high - self.low))
-        return _to_bytes(shown)
-
-
-def _read_window(holder: pydicom.Dataset) -> _Window | None:
-    """First (0028,1050) *Window Center* and (0028,1051) *Window Width* (DICOM PS3.3 C.11.2.1.2); None when they define nothing."""
+def _read_window(holder: ImageHeader) -> Window | None:
+    """First window of a header; None when it has none or defines nothing."""
     centre, width = number(holder, "WindowCenter"), number(holder, "WindowWidth")
-    function = text(holder, "VOILUTFunction").upper()
-    if centre is None or width is None or abs(centre) > 1e15 or not 0 < width < 1e15:
-        return None
-    if function in ("LINEAR_EXACT", "SIGMOID"):
-        return _Window(centre - width / 2, centre + width / 2, sigmoid=function == "SIGMOID")
-    if width < 1:
-        return None
-    half = (width - 1) / 2
-    # A width of 1 is a threshold; the least width that floats can tell apart stands for it.
-    return _Window(centre - 0.5 - half, centre - 0.5 + max(half, half + 1e-3))
+    return None if centre is None or width is None else window_of(centre, width, text(holder, "VOILUTFunction"))
 
 
-def _is_useful(window: _Window, known: Floats, spread: float) -> bool:
+def _is_useful(window: Window, known: Floats, spread: float) -> bool:
     """Whether a window shows the image: not nearly all of it black or white, and not all of it one shade of grey."""
     within = int(np.count_nonzero((known > window.low) & (known < window.high))) / known.size
     width = window.high - window.low
@@ -455,4 +605,16 @@ def _is_useful(window: _Window, known: Floats, spread: float) -> bool:
     return within > 0.01
 
 
-__all__ = ["Palette", "functional_group", "pixel_aspect", "read_palette", "render", "shape_on_screen"]
+__all__ = [
+    "Palette",
+    "Window",
+    "functional_group",
+    "pixel_aspect",
+    "read_palette",
+    "reduction_for",
+    "render",
+    "render_viewport",
+    "shape_on_screen",
+    "tolerance_for",
+    "window_of",
+]

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pixels_assets.dicom.codecs import Reason
 from pixels_assets.dicom.pixels import NoPixels, PixelSource, read_frame
-from pixels_assets.dicom.rendering import render
+from pixels_assets.dicom.rendering import reduction_for, render, tolerance_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,8 +89,9 @@ def make_thumbnail(source: PixelSource | None, *, size: int = 256, max_bytes: in
         # What libraries warn about here is a value that the metadata's row reports already, or a codec's quirk that does not change the picture.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = read_frame(source, max_bytes=max_bytes)
-            data, mime, width, height = _encode(render(frame, source.dataset, size=size))
+            header = source.dataset
+            frame = read_frame(source, max_bytes=max_bytes, reduction=reduction_for(header, size), tolerance=tolerance_for(header))
+            data, mime, width, height = _encode(render(frame, header, size=size))
     except NoPixels as reason:
         return NoThumbnail(reason.code.value, reason.message)
     except MemoryError:
@@ -144,13 +146,32 @@ def _lay_out(images: list[bytes], columns: int, cell: int) -> Image.Image:
 
 def _encode(shown: NDArray[np.uint8]) -> tuple[bytes, str, int, int]:
     """JPEG, or PNG where that is smaller: tiny pictures and those of few colours, which JPEG would also blur."""
-    image = Image.fromarray(shown)
-    data, mime = _save(image, "JPEG", quality=_QUALITY), "image/jpeg"
-    if image.width * image.height <= _FEW_PIXELS or image.getcolors(_FEW_COLOURS) is not None:
-        lossless = _save(image, "PNG", optimize=True)
+    height, width = shown.shape[:2]
+    shown = np.ascontiguousarray(shown)
+    data, mime = _jpeg(shown), "image/jpeg"
+    if height * width <= _FEW_PIXELS or _has_few_colours(shown):
+        lossless = _save(Image.fromarray(shown), "PNG", optimize=True)
         if len(lossless) <= len(data):
             data, mime = lossless, "image/png"
-    return data, mime, image.width, image.height
+    return data, mime, width, height
+
+
+def _jpeg(shown: NDArray[np.uint8]) -> bytes:
+    if shown.ndim == 2:
+        return bytes(imagecodecs.jpeg8_encode(shown, level=_QUALITY))
+    return bytes(imagecodecs.jpeg8_encode(shown, level=_QUALITY, subsampling="420"))
+
+
+def _has_few_colours(shown: NDArray[np.uint8]) -> bool:
+    """Whether no more than so many colours are used; a few pixels tell of most pictures that there are more."""
+    some = shown[::8, ::8]
+    if shown.ndim == 2:
+        used = int(np.count_nonzero(np.bincount(some.reshape(-1))))
+    else:
+        used = len(np.unique(some.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)))
+    if used > _FEW_COLOURS:
+        return False
+    return Image.fromarray(shown).getcolors(_FEW_COLOURS) is not None
 
 
 def _save(image: Image.Image, file_format: str, **options: object) -> bytes:

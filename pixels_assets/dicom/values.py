@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
@@ -84,7 +84,10 @@ def values_within(dataset: Dataset, sequence: int, tag: int) -> list[object]:
 
 
 def gathered(dataset: Dataset, tag: int) -> list[str] | None:
-    """Distinct values of one attribute in all sequences of a data set, at any depth, in the order of their appearance; None without any."""
+    """Distinct values of one attribute in all sequences of a data set, at any depth, in the order of their appearance; None without any.
+
+    Only converted sequences are looked at, as they are after the data set was written as JSON.
+    """
     found: dict[str, None] = {}
     for item in _items(dataset):
         if tag in item:
@@ -94,8 +97,9 @@ def gathered(dataset: Dataset, tag: int) -> list[str] | None:
 
 
 def _items(dataset: Dataset) -> Iterator[Dataset]:
-    for element in dataset:
-        if element.VR == "SQ":
+    # What is not converted yet, once the data set was written as JSON, cannot be converted.
+    for element in sorted(dataset.elements(), key=lambda element: element.tag):
+        if isinstance(element, DataElement) and element.VR == "SQ":
             for item in element.value:
                 yield item
                 yield from _items(item)

@@ -4,6 +4,7 @@ Must not write. `pixels_assets.lake.commit` writes.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -57,6 +58,14 @@ class LakeStatus:
 def exists(lake: Path) -> bool:
     """Whether there is a lake in this folder."""
     return DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name))
+
+
+def table_names(lake: Path) -> list[str]:
+    """Names of all tables of a lake, those of extractors last."""
+    with suppress(OSError):
+        more = sorted(folder.name for folder in lake.iterdir() if folder.name not in TABLES and (folder / "_delta_log").is_dir())
+        return [*TABLES, *more]
+    return list(TABLES)
 
 
 def scan(lake: Path, table: str) -> pl.LazyFrame:
@@ -161,9 +170,9 @@ def _require_statuses(statuses: Collection[str]) -> None:
 
 
 def _require(lake: Path, table: str) -> None:
-    if table not in TABLES:
-        near = get_close_matches(table, TABLES, 3)
-        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(TABLES)}")
+    if table not in TABLES and table not in table_names(lake):
+        near = get_close_matches(table, table_names(lake), 3)
+        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(table_names(lake))}")
         raise UsageError(msg)
     require_lake(lake)
 

@@ -12,7 +12,7 @@ import re
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import cache
@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 from pixels_assets.dicom.paths import json_path
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.lake.commit import open_table
-from pixels_assets.lake.query import require_lake
+from pixels_assets.lake.query import require_lake, table_names
 from pixels_assets.lake.schema import TABLES
 
 SHOWN_ROWS = 200
@@ -97,13 +97,13 @@ def connect(lake: Path, attached: Mapping[str, object] | None = None, *, writes:
             "temp_directory": _spill_folder(),
         }
     )
-    connection.execute("set timezone = 'UTC'")
+    connection.execute("set timezone = 'UTC'; set enable_progress_bar = false")  # the bar goes to stdout
     connection.create_function("_json_path", json_path, [str], str)
     connection.execute(_MACROS)
-    for name, table in TABLES.items():
+    for name in table_names(lake):
         there = DeltaTable.is_deltatable(str(lake / name))
-        connection.register(name, open_table(lake, name).to_pyarrow_dataset() if there else table.arrow.empty_table())
-    files = [_attach(connection, name, value) for name, value in (attached or {}).items()]
+        connection.register(name, open_table(lake, name).to_pyarrow_dataset() if there else TABLES[name].arrow.empty_table())
+    files = [_attach(connection, name, value, table_names(lake)) for name, value in (attached or {}).items()]
     connection.execute("set allowed_paths = $1", [[*(str(path) for path in files if path and path.is_file()), *writes]])
     connection.execute("set allowed_directories = $1", [[str(path) for path in files if path and path.is_dir()]])
     connection.execute("set enable_external_access = false; set lock_configuration = true")
@@ -295,11 +295,11 @@ def _require_reading(connection: duckdb.DuckDBPyConnection, statement: Any) -> N
         raise UsageError(msg)
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, name: str, value: object) -> Path | None:
+def _attach(connection: duckdb.DuckDBPyConnection, name: str, value: object, taken: Collection[str]) -> Path | None:
     """Make a table of the caller's own visible; returns the file or folder that it lies in."""
-    if not _IDENTIFIER.fullmatch(name) or name.lower() in TABLES:
+    if not _IDENTIFIER.fullmatch(name) or name.lower() in taken:
         msg = f"{name!r} cannot name an attached table: " + (
-            "the lake has a table of that name" if name.lower() in TABLES else "use letters, digits and underscores, not beginning with a digit"
+            "the lake has a table of that name" if name.lower() in taken else "use letters, digits and underscores, not beginning with a digit"
         )
         raise UsageError(msg)
     if not isinstance(value, str | os.PathLike):

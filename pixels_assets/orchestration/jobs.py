@@ -10,6 +10,7 @@ from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
+from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
@@ -20,7 +21,8 @@ ingest_batch = dg.define_asset_job(
     "ingest_batch",
     selection=dg.AssetSelection.assets(
         *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
-    ),
+    )
+    | dg.AssetSelection.groups(EXTENSIONS),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
 )
 

@@ -11,12 +11,13 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import convert_color_space
 
 from pixels_assets.dicom.codecs import NoPixels, Reason
-from pixels_assets.dicom.pixels import PixelSource, read_frame
+from pixels_assets.dicom.pixels import PixelSource, frame_bytes, index_frames, read_frame
 
 EXPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 JPEG, JPEG_LS, JPEG_2000, RLE = (f"1.2.840.10008.1.2.{last}" for last in ("4.50", "4.80", "4.90", "5"))
@@ -306,6 +307,84 @@ def test_cutting_an_encapsulated_file_anywhere_gives_a_whole_frame_or_a_reason()
         frame = read_frame(source, max_bytes=LIMIT)
         assert frame.index == min(whole - 1, 1)
         assert np.array_equal(frame.array, frames_of(3)[frame.index])
+
+
+# Frames as they are stored
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_stored_frames_are_the_codestreams_that_were_put_in(table, parts):
+    groups = [halves(data) if parts == 2 else [data] for data in coded_frames()]
+    value = items(*(part for group in groups for part in group), table=offsets_of(groups, 4) if table else b"")
+    source = encapsulated(value, NumberOfFrames=5)
+    index = index_frames(source)
+    assert index.frames == 5
+    assert [frame_bytes(source.stream, index, frame, max_bytes=LIMIT).data for frame in range(5)] == [b"".join(group) for group in groups]
+    assert frame_bytes(source.stream, index, 0, max_bytes=LIMIT).transfer_syntax == JPEG_LS
+
+
+def test_offset_tables_tell_frames_where_codestreams_have_no_signature():
+    groups = [[b"\x01" * 20, b"\x02" * 20], [b"\x03" * 20], [b"\x04" * 20, b"\x05" * 6]]
+    value = items(*(part for group in groups for part in group), table=offsets_of(groups, 4))
+    source = encapsulated(value, RLE, NumberOfFrames=3)
+    index = index_frames(source)
+    assert [frame_bytes(source.stream, index, frame, max_bytes=LIMIT).data for frame in range(3)] == [b"".join(group) for group in groups]
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG_ENDIAN])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4"])
+def test_stored_native_frames_are_little_endian(syntax, dtype):
+    expected = frames_of(3, f"<{dtype}", rows=3, columns=6)
+    bits = 8 * expected.itemsize
+    value = expected.astype(f"{'>' if syntax == BIG_ENDIAN else '<'}{dtype}").tobytes()
+    source = image(value, syntax=syntax, vr=b"OB" if bits == 8 else b"OW", Rows=3, Columns=6, BitsAllocated=bits, BitsStored=bits, NumberOfFrames=3)
+    index = index_frames(source)
+    for frame in range(3):
+        found = frame_bytes(source.stream, index, frame, max_bytes=LIMIT)
+        assert found.data == expected[frame].tobytes()
+        assert found.transfer_syntax == EXPLICIT
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG_ENDIAN])
+def test_stored_frames_of_bits_start_at_a_byte(syntax):
+    expected = np.random.default_rng(3).integers(0, 2, (4, 5, 7), dtype=np.uint8)
+    packed = np.packbits(expected, bitorder="little")
+    packed = np.append(packed, np.zeros(len(packed) % 2, np.uint8))
+    value = packed.view("<u2").byteswap().tobytes() if syntax == BIG_ENDIAN else packed.tobytes()
+    source = image(value, syntax=syntax, Rows=5, Columns=7, BitsAllocated=1, BitsStored=1, NumberOfFrames=4)
+    index = index_frames(source)
+    for frame in range(4):
+        assert frame_bytes(source.stream, index, frame, max_bytes=LIMIT).data == np.packbits(expected[frame], bitorder="little").tobytes()
+
+
+def test_stored_frames_that_are_not_there_have_a_reason():
+    source = image(frames_of(7).tobytes()[: 96 * 2 + 50], length=96 * 7, NumberOfFrames=7)
+    index = index_frames(source)
+    assert index.frames == 2
+    for frame in (-1, 2, 7):
+        with pytest.raises(NoPixels) as caught:
+            frame_bytes(source.stream, index, frame, max_bytes=LIMIT)
+        assert caught.value.code is Reason.NO_SUCH_FRAME
+    with pytest.raises(NoPixels) as caught:
+        frame_bytes(source.stream, index, 0, max_bytes=10)
+    assert caught.value.code is Reason.FRAME_TOO_LARGE
+
+
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.stem)
+def test_stored_frames_of_packaged_files_are_those_that_pydicom_finds(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(path)
+            count = int(dataset.get("NumberOfFrames") or 1)
+            assert dataset.file_meta.TransferSyntaxUID.is_encapsulated
+            expected = list(generate_frames(dataset.PixelData, number_of_frames=count))
+        except Exception as error:
+            pytest.skip(f"not encapsulated for pydicom: {type(error).__name__}")
+        source = source_of(path)
+        index = index_frames(source)
+        assert [frame_bytes(source.stream, index, frame, max_bytes=LIMIT).data for frame in range(index.frames)] == expected
 
 
 # Contradictions

@@ -9,7 +9,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_windowing
 
 from pixels_assets.dicom.codecs import NoPixels, PixelDescription, Reason
 from pixels_assets.dicom.pixels import Frame
-from pixels_assets.dicom.rendering import pixel_aspect, read_palette, render, shape_on_screen
+from pixels_assets.dicom.rendering import pixel_aspect, read_palette, render, render_viewport, shape_on_screen, window_of
 
 
 def frame_of(array, *, photometric="MONOCHROME2", stored=None, bits=None, index=0):
@@ -334,3 +334,53 @@ def test_bands_of_a_large_image_fit_together_without_seams():
     image = shown(array, size=250, WindowCenter=2000, WindowWidth=4000)
     assert image.shape == (250, 188)
     assert np.ptp(np.diff(image[5:-5, 90].astype(int))) <= 2
+
+
+# Viewports
+
+
+@pytest.mark.parametrize(
+    ("viewport", "expected"),
+    [(None, (300, 200)), ((400, 400), (400, 267)), ((100, 100), (100, 67)), ((1000, 30), (30, 20)), ((1, 1), (1, 1)), ((200, 300), (300, 200))],
+)
+def test_a_picture_fits_into_its_viewport_and_keeps_its_aspect_ratio(viewport, expected):
+    assert render_viewport(frame_of(np.zeros((300, 200), np.uint8)), header(), viewport=viewport).shape == expected
+
+
+def test_a_viewport_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        render_viewport(frame_of(ramp()), header(), viewport=(0, 5))
+
+
+def test_a_region_is_cut_turned_and_scaled():
+    array = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    attributes = {"WindowCenter": 127.5, "WindowWidth": 256}
+    part = render_viewport(frame_of(array), header(**attributes), region=(2, 3, 4, 5))
+    assert part.tolist() == array[3:8, 2:6].tolist()
+    turned = render_viewport(frame_of(array), header(**attributes), region=(2, 3, -4, -5))
+    assert turned.tolist() == part[::-1, ::-1].tolist()
+    assert render_viewport(frame_of(array), header(**attributes), region=(5, 5, 100, 100)).shape == (5, 5)
+    assert render_viewport(frame_of(array), header(**attributes), region=(0, 0, 5, 5), viewport=(50, 20)).shape == (20, 20)
+    with pytest.raises(ValueError, match="nothing"):
+        render_viewport(frame_of(array), header(), region=(20, 20, 5, 5))
+
+
+def test_a_region_of_non_square_pixels_is_given_in_pixels_of_the_frame():
+    array = np.tile(np.arange(100, dtype=np.uint8), (50, 1))
+    assert render_viewport(frame_of(array), header(PixelSpacing=[2, 1]), region=(0, 10, 20, 10)).shape == (20, 20)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", "linear-exact"])
+def test_a_window_that_is_given_wins_over_that_of_the_header(function):
+    array = ramp()
+    expected = shown(array, RescaleSlope=2, RescaleIntercept=3, WindowCenter=400, WindowWidth=900, VOILUTFunction=function.upper().replace("-", "_"))
+    dataset = header(RescaleSlope=2, RescaleIntercept=3, WindowCenter=0, WindowWidth=10)
+    window = window_of(400, 900, function)
+    assert np.array_equal(render_viewport(frame_of(array), dataset, window=window), expected)
+    inverted = render_viewport(frame_of(array, photometric="MONOCHROME1"), dataset, window=window)
+    assert np.array_equal(inverted, 255 - expected)
+
+
+@pytest.mark.parametrize(("centre", "width"), [(float("nan"), 5), (0, float("nan")), (0, 0), (0, -3), (0, 0.5), (float("inf"), 1)])
+def test_a_window_that_defines_nothing_is_none(centre, width):
+    assert window_of(centre, width) is None

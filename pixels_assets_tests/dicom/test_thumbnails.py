@@ -1,6 +1,7 @@
 """Thumbnails and contact sheets."""
 
 import csv
+import importlib.util
 import io
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -15,7 +17,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.filereader import read_dataset, read_file_meta_info
 
-from pixels_assets.dicom.pixels import PixelSource
+from pixels_assets.dicom.codecs import NoPixels
+from pixels_assets.dicom.pixels import PixelSource, read_frame
+from pixels_assets.dicom.rendering import reduction_for, render, tolerance_for
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, contact_sheet, make_thumbnail
 
 EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
@@ -125,6 +129,133 @@ def test_unreadable_header_values_give_a_thumbnail_or_a_reason_and_never_raise(k
     vr = pydicom.datadict.dictionary_VR(tag)
     source.dataset._dict[pydicom.tag.BaseTag(tag)] = pydicom.dataelem.RawDataElement(pydicom.tag.BaseTag(tag), vr, len(value), value, 0, False, True)
     assert isinstance(make_thumbnail(source, max_bytes=LIMIT), (Thumbnail, NoThumbnail))
+
+
+# The fast way against the full way: decode all of the frame, window it in full, and only then average areas
+
+# Grey levels, mean absolute difference. Text in colour has the sharpest edges; percentiles of averaged values are not those of noisy ones.
+WINDOW_BOUND, OTHER_BOUND = 3, 6.5
+LIMIT_OF_FULL = 64 << 20
+
+
+def difference(source, size=256):
+    """Mean absolute difference between both ways, the reduction that the decoder gave and whether a window is there; None for what has no picture."""
+    try:
+        full = read_frame(source, max_bytes=LIMIT_OF_FULL)
+        fast = read_frame(source, max_bytes=LIMIT_OF_FULL, reduction=reduction_for(source.dataset, size), tolerance=tolerance_for(source.dataset))
+        small = render(fast, source.dataset, size=size)
+    except NoPixels:
+        return None
+    whole = Image.fromarray(render(full, source.dataset, size=1 << 20))
+    expected = np.asarray(whole.resize((small.shape[1], small.shape[0]), Image.Resampling.BOX))
+    assert small.shape == expected.shape
+    return np.abs(small.astype(float) - expected).mean(), fast.scale, small.ndim == 2 and "WindowWidth" in source.dataset
+
+
+def too_different(paths):
+    """Files beyond the bound, how many had a picture, and which reductions decoders gave."""
+    wrong, made, scales = [], 0, set()
+    for path in paths:
+        found = (source := readable(path)) and difference(source)
+        if found is None:
+            continue
+        mean, scale, windowed = found
+        made += 1
+        scales.add(scale)
+        if mean > (WINDOW_BOUND if windowed else OTHER_BOUND):
+            wrong.append((path.name, round(mean, 2), scale))
+    return wrong, made, scales
+
+
+FOLDERS = [Path(pydicom.__file__).parent / "data"]
+if (store := importlib.util.find_spec("data_store")) is not None:
+    FOLDERS += [Path(place) for place in store.submodule_search_locations or []]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packaged_images_look_the_same_the_fast_way_and_the_full_way():
+    files = {path.name: path for folder in FOLDERS for path in sorted(folder.rglob("*.dcm"))}
+    wrong, made, scales = too_different(files.values())
+    assert not wrong
+    assert made > 100
+    assert scales >= {1, 2}
+
+
+def scene(bits, *, signed=False, rows=512, columns=512):
+    """Discs, edges and noise that use most of the range."""
+    down, across = np.mgrid[:rows, :columns]
+    top = (1 << bits) - 1
+    values = 0.05 + 0.5 * (np.hypot(down - rows / 2, across - columns / 2) < rows / 3)
+    values += 0.3 * (np.hypot(down - rows / 3, across - columns / 3) < rows / 9)
+    values += np.random.default_rng(5).normal(0, 0.01, values.shape)
+    stored = np.clip(values * top, 0, top).astype(np.int64) - (1 << (bits - 1) if signed else 0)
+    return stored.astype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
+
+
+def coded(array, syntax, data, bits):
+    dataset = pydicom.Dataset()
+    dataset.Rows, dataset.Columns = array.shape[:2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * array.itemsize, bits, bits - 1
+    dataset.PixelRepresentation = int(array.dtype.kind == "i")
+    middle = 0 if array.dtype.kind == "i" else 1 << (bits - 1)
+    dataset.WindowCenter, dataset.WindowWidth = middle, 1 << bits
+    items = b"\xfe\xff\x00\xe0\x00\x00\x00\x00\xfe\xff\x00\xe0" + len(data).to_bytes(4, "little") + data
+    element = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    return PixelSource(dataset, syntax, io.BytesIO(element), 0, len(element))
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (517, 1030)])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["j2k", "j2k lossy", "htj2k", "htj2k lossy"])
+def test_reduced_wavelets_keep_sign_depth_and_place(kind, bits, signed, shape):
+    array = scene(bits, signed=signed, rows=shape[0], columns=shape[1])
+    lossy = kind.endswith("lossy")
+    if kind.startswith("htj2k"):
+        data = imagecodecs.htj2k_encode(array, reversible=not lossy, level=0.001 if lossy else None)
+        source = coded(array, "1.2.840.10008.1.2.4.201", data, bits)
+    else:
+        data = imagecodecs.jpeg2k_encode(array, reversible=not lossy, level=60 if lossy else 0, codecformat="j2k", bitspersample=bits)
+        source = coded(array, "1.2.840.10008.1.2.4.91", data, bits)
+    mean, scale, _ = difference(source)
+    assert mean < 2
+    assert scale > 1
+
+
+def test_wavelets_that_overshoot_do_not_wrap_from_white_to_black():
+    stripes = (np.arange(512) // 37 % 2 * 65535).astype(np.uint16)
+    array = np.broadcast_to(stripes, (512, 512)).copy()
+    for bits in (12, 16):
+        stored = array >> np.uint16(16 - bits)
+        for data in (
+            imagecodecs.htj2k_encode(stored, reversible=True),
+            imagecodecs.jpeg2k_encode(stored, reversible=True, level=0, codecformat="j2k"),
+        ):
+            mean, _, _ = difference(coded(stored, "1.2.840.10008.1.2.4.201", data, bits))
+            assert mean < 4
+
+
+@pytest.mark.parametrize("subsampling", ["444", "420", None])
+def test_large_jpegs_are_scaled_by_their_cosine_transform(subsampling):
+    array = scene(8, rows=1100, columns=1300)
+    if subsampling is not None:
+        array = np.stack([array, 255 - array, array.T.reshape(array.shape)], axis=2)
+    source = coded(array, "1.2.840.10008.1.2.4.50", imagecodecs.jpeg8_encode(array, level=90, subsampling=subsampling), 8)
+    if subsampling is not None:
+        source.dataset.SamplesPerPixel, source.dataset.PhotometricInterpretation, source.dataset.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    mean, scale, _ = difference(source)
+    assert mean < 4
+    assert scale == 4
+
+
+@pytest.mark.corpus
+@pytest.mark.skipif(CORPUS is None, reason="PIXELS_CORPUS is not set")
+@pytest.mark.filterwarnings("ignore")
+def test_images_of_the_corpus_look_the_same_the_fast_way_and_the_full_way():
+    wrong, made, _ = too_different(Path(CORPUS) / row["file"] for row in corpus_rows() if not row["file"].startswith("malformed/"))
+    assert not wrong
+    assert made > 100
 
 
 # Contact sheets

@@ -428,10 +428,13 @@ def test_the_debug_log_tells_what_became_of_each_object_and_no_name_or_value(tmp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_indexing_needs_neither_dagster_nor_delta_nor_polars(tmp_path):
-    files = written(tmp_path / "in", a=CT)
+    def children():
+        return {int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+
+    files, before = written(tmp_path / "in", a=CT), children()
     with LocalEngine(1) as engine:
         engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
-        (pid,) = {int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+        (pid,) = children() - before
         maps = Path(f"/proc/{pid}/maps").read_text()
     assert "pyarrow" in maps
     assert not re.search(r"deltalake|polars|dagster|pandas", maps)

@@ -265,3 +265,18 @@ def test_every_table_is_an_asset_with_its_columns_and_its_lineage(place) -> None
     lineage = graph.get(dg.AssetKey(["pixels", "object_catalog"])).metadata["dagster/column_lineage"]
     assert [dep.asset_key.path[-1] for dep in lineage.deps_by_column["thumbnail"]] == ["thumbnails"]
     assert [dep.asset_key.path[-1] for dep in lineage.deps_by_column["meta"]] == ["dicom_metadata"]
+
+
+def test_an_extractor_has_an_asset_that_is_made_in_the_same_run_and_can_be_made_alone_later(place, figures) -> None:
+    place.write("CT_small.dcm")
+    (batch,) = place.seal()
+    assert place.run(batch).success
+    result = place.run(batch, "pixel_statistics", extractors="pixel_statistics")
+    assert result.success
+    assert figures(result).keys() == {"pixel_statistics"}
+    place.write("MR_small.dcm")
+    (batch,) = place.seal()
+    assert figures(place.run(batch, extractors="pixel_statistics")).keys() == {*TABLES, "pixel_statistics"}
+    rows = place.rows("pixel_statistics")
+    assert rows["has_pixel"].to_list() == [True, True]
+    assert rows["batch"].n_unique() == 2

@@ -1,0 +1,137 @@
+"""The application: all routes of the server, put together.
+
+Holds the assembly, health, metrics and the page of the interface. Must not know DICOM.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp
+
+from pixels_assets import __version__
+from pixels_assets.dicomweb import qido, rendered, stow, wado
+from pixels_assets.dicomweb.guard import Guard, is_loopback
+from pixels_assets.dicomweb.index import Index
+from pixels_assets.dicomweb.metrics import Metrics
+from pixels_assets.dicomweb.objects import Objects
+from pixels_assets.dicomweb.service import PREFIX, Busy, Ingest, Service, WebSettings
+from pixels_assets.dicomweb.viewer import viewer_routes
+from pixels_assets.errors import UsageError, place_of
+from pixels_assets.settings import Settings
+
+__all__ = ["create_app", "serve"]
+
+logger = logging.getLogger(__name__)
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>pixels: interface</title>
+<style>body{font:15px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}code{background:#eee;padding:.1em .3em}dt{margin-top:.8em}</style>
+<h1>DICOMweb of pixels</h1>
+<p>Machine-readable: <a href="/openapi.json">openapi.json</a>. <a href="/health">Health</a>, <a href="/metrics">metrics</a>.</p>
+<dl id="paths"></dl><script>
+fetch("/openapi.json").then(r=>r.json()).then(doc=>{const list=document.getElementById("paths");
+for(const [path,methods] of Object.entries(doc.paths))for(const [method,about] of Object.entries(methods)){
+const dt=document.createElement("dt"),code=document.createElement("code");code.textContent=method.toUpperCase()+" "+path;dt.append(code);
+const dd=document.createElement("dd");dd.textContent=about.description||about.summary||"";list.append(dt,dd)}})</script>
+"""
+
+
+def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = None) -> ASGIApp:
+    """Make the server's application.
+
+    Parameters
+    ----------
+    settings : Settings
+    web : WebSettings
+    ingest : callable, optional
+        Brings in what is new in a folder; without it nothing can be stored.
+
+    Raises
+    ------
+    UsageError
+        There is no lake, or the address can be reached by others and no token is set.
+    """
+    if not is_loopback(web.host) and not web.token:
+        msg = f"others can reach {web.host}: set a token with --token or PIXELS_TOKEN, or listen at 127.0.0.1"
+        raise UsageError(msg)
+    service = Service(settings, web, Index(settings.lake), Objects(settings.limits), ingest)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.index.close()
+
+    app = FastAPI(title="pixels DICOMweb", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.service = service
+    app.include_router(qido.routes(service), prefix=PREFIX)
+    app.include_router(wado.routes(service), prefix=PREFIX)
+    app.include_router(rendered.routes(service), prefix=PREFIX)
+    app.include_router(stow.routes(service, metrics), prefix=PREFIX)
+    app.include_router(rendered.uri_routes(service))
+    app.include_router(viewer_routes(service))
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Exception) -> Response:
+        return Response('{"detail":"the server is busy"}', 503, {"Retry-After": "2"}, "application/json")
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        logger.error("a request failed: %s", place_of(error))
+        return Response('{"detail":"internal error"}', 500, media_type="application/json")
+
+    @app.get("/health", tags=["server"])
+    async def health() -> dict[str, object]:
+        """Whether the server answers, and what it knows of the lake."""
+        snapshot = service.index.snapshot
+        counts = {"studies": snapshot.studies.count, "series": snapshot.series.count, "instances": snapshot.instances}
+        return {"status": "ok", "version": __version__, "lake_version": snapshot.version, **counts}
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    async def read_metrics() -> Response:
+        """Figures for Prometheus."""
+        snapshot = service.index.snapshot
+        metrics.gauge("pixels_lake_version", "Version of object_catalog that is served.", snapshot.version)
+        metrics.gauge("pixels_load_seconds", "Time that loading that version took.", snapshot.seconds)
+        metrics.gauge("pixels_studies", "Studies served.", snapshot.studies.count)
+        metrics.gauge("pixels_instances", "Instances served.", snapshot.instances)
+        for name, weight in service.objects.weights.items():
+            metrics.gauge(f"pixels_members_{name}_bytes", f"Bytes of archive members kept in {name}.", weight)
+        for name, (weight, hits, misses) in {"frames": service.frames.figures, "metadata": service.metadata.figures}.items():
+            metrics.gauge(f"pixels_{name}_cache_bytes", f"Bytes of the cache of {name}.", weight)
+            metrics.gauge(f"pixels_{name}_cache_hits", f"Hits of the cache of {name}.", hits)
+            metrics.gauge(f"pixels_{name}_cache_misses", f"Misses of the cache of {name}.", misses)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return Response(_PAGE, media_type="text/html")
+
+    return Guard(app, web, metrics)
+
+
+def serve(settings: Settings, web: WebSettings, ingest: Ingest | None = None, *, say: Callable[[str], None] = logger.info) -> None:
+    """Serve until interrupted.
+
+    Raises
+    ------
+    UsageError
+        As `create_app`.
+    """
+    import uvicorn
+
+    app = create_app(settings, web, ingest)
+    host = f"[{web.host}]" if ":" in web.host else web.host
+    say(f"viewer: http://{host}:{web.port}/  DICOMweb: http://{host}:{web.port}{PREFIX}  (Ctrl-C ends it)")
+    uvicorn.run(
+        app,
+        host=web.host,
+        port=web.port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=web.waiting + web.readers,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 1024,
+    )

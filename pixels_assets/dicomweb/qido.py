@@ -1,0 +1,441 @@
+"""QIDO-RS: searches for studies, series and instances (DICOM PS3.18 10.6).
+
+Holds how a search becomes rows and rows become an answer. What matching means is in `matching`, how columns do it in `columns`.
+
+Conditions on attributes that have a column are answered from memory. Any other attribute, in sequences too, is looked up in the objects' metadata,
+for the objects that the rest of the search leaves.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, HTTPException, Request, Response
+
+from pixels_assets.dicomweb.columns import Level, Mask, Rows
+from pixels_assets.dicomweb.index import Index, Instance, Snapshot
+from pixels_assets.dicomweb.matching import BadQuery, Condition, Path, Query, parse_query
+from pixels_assets.dicomweb.model import BY_KEYWORD, BY_PATH, INSTANCE, KNOWN, REQUIRED, SERIES, STUDY, element
+from pixels_assets.dicomweb.negotiation import JSON, NotAcceptable, accepted, choose
+from pixels_assets.dicomweb.service import Service
+from pixels_assets.dicomweb.wado import base_url
+
+__all__ = ["Answer", "routes", "search"]
+
+MOST_RESULTS = 20_000
+"""Results of one answer; a client that wants more asks for the next page."""
+MOST_SCANNED = 200_000
+"""Objects whose metadata one search may read."""
+SCAN_SECONDS = 60.0
+
+_LEVELS = (STUDY, SERIES, INSTANCE)
+_MORE_REMAIN = "The number of results exceeded the maximum supported by the server. Additional results can be requested."
+_NOT_FUZZY = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+_URL, _AVAILABILITY, _CHARSET = 0x00081190, 0x00080056, 0x00080005
+_STUDY_KEY, _SERIES_KEY = "StudyInstanceUID", "SeriesInstanceUID"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a search found.
+
+    Parameters
+    ----------
+    rows : list of str
+        JSON objects of the page.
+    total : int
+        Results on all pages.
+    more : bool
+        Results follow behind the page.
+    """
+
+    rows: list[str]
+    total: int
+    more: bool
+
+
+def search(index: Index, snapshot: Snapshot, query: Query, level: str, base: str, study: str | None = None, series: str | None = None) -> Answer:
+    """Search one level.
+
+    Parameters
+    ----------
+    index : Index
+    snapshot : Snapshot
+    query : Query
+    level : str
+        ``study``, ``series`` or ``instance``.
+    base : str
+        Address of the service, for links.
+    study, series : str, optional
+        Only what lies in this study and series.
+
+    Raises
+    ------
+    HTTPException
+        413: too many objects would have to be read.
+    """
+    found = _Search(index, snapshot, query, study, series)
+    limit = MOST_RESULTS if query.limit is None else min(query.limit, MOST_RESULTS)
+    if level == INSTANCE:
+        instances, total = found.instances(query.offset, limit)
+        rows = _instance_rows(index, snapshot, instances, query, base)
+    else:
+        matched = found.rows(level)
+        total = snapshot.studies.count if matched is None else len(matched)
+        if matched is None and level == SERIES:
+            total = snapshot.series.count
+        page = np.arange(min(query.offset, total), min(query.offset + limit, total), dtype=np.int32)
+        rows = _rows(index, snapshot, page if matched is None else matched[page], query, level, base)
+    return Answer(rows, total, more=query.offset + len(rows) < total and len(rows) > 0)
+
+
+class _Search:
+    """One search, from its conditions to rows."""
+
+    def __init__(self, index: Index, snapshot: Snapshot, query: Query, study: str | None, series: str | None) -> None:
+        self._index = index
+        self._snapshot = snapshot
+        self._scope = study, series
+        self._by_level: dict[str, list[tuple[str, Condition]]] = {STUDY: [], SERIES: []}
+        self._deep: list[Condition] = []
+        levels = {STUDY: snapshot.studies, SERIES: snapshot.series}
+        for condition in query.conditions:
+            known = BY_PATH.get(condition.path)
+            if known is not None and known.level in levels and known.keyword in levels[known.level].columns:
+                self._by_level[known.level].append((known.keyword, condition))
+            else:
+                self._deep.append(condition)
+
+    def rows(self, level: str) -> Rows | None:
+        """Rows of studies or series, in order; None for all."""
+        key = (level, self._scope, *(condition for found in self._by_level.values() for _, condition in found), *self._deep)
+        found: Rows | None = self._snapshot.found.peek(key)
+        if found is not None:
+            return found
+        found = self._find_rows(level)
+        if found is not None:
+            self._snapshot.found.put(key, found)
+        return found
+
+    def _find_rows(self, level: str) -> Rows | None:
+        series = self._series_mask()
+        if self._deep:
+            kept = self._scan(series)
+            series = np.zeros(self._snapshot.series.count, np.bool_)
+            series[[row for row, _ in kept]] = True
+        if level == SERIES:
+            return None if series is None else np.flatnonzero(series).astype(np.int32)
+        if series is None or not (self._by_level[SERIES] or self._deep or self._scope[1]):
+            studies = self._study_mask()
+        else:
+            studies = np.zeros(self._snapshot.studies.count, np.bool_)
+            studies[self._snapshot.study_of[series]] = True
+        return None if studies is None else np.flatnonzero(studies).astype(np.int32)
+
+    def _study_mask(self) -> Mask | None:
+        within = None
+        if self._scope[0] is not None:
+            within = np.zeros(self._snapshot.studies.count, np.bool_)
+            within[self._snapshot.studies.find(_STUDY_KEY, self._scope[0])] = True
+        return self._snapshot.studies.match(self._by_level[STUDY], within)
+
+    def _series_mask(self) -> Mask | None:
+        snapshot = self._snapshot
+        study, series = self._scope
+        if study is not None and not self._by_level[STUDY]:
+            # The series of one study lie side by side: nothing else is looked at.
+            mask: Mask | None = np.zeros(snapshot.series.count, np.bool_)
+            assert mask is not None
+            for row in snapshot.studies.find(_STUDY_KEY, study):
+                mask[snapshot.first_series[row] : snapshot.first_series[row + 1]] = True
+        else:
+            studies = self._study_mask()
+            mask = None if studies is None else studies[snapshot.study_of]
+        if series is not None:
+            within = np.zeros(snapshot.series.count, np.bool_)
+            within[snapshot.series.find(_SERIES_KEY, series)] = True
+            mask = within if mask is None else mask & within
+        return snapshot.series.match(self._by_level[SERIES], mask)
+
+    def instances(self, offset: int, limit: int) -> tuple[list[Instance], int]:
+        """One page of instances, and how many there are on all."""
+        if self._deep:
+            kept = self._scan(self._series_mask())
+            return [item for _, item in kept[offset : offset + limit]], len(kept)
+        rows = self.rows(SERIES)
+        if rows is None:
+            rows = np.arange(self._snapshot.series.count, dtype=np.int32)
+        counts = np.asarray(self._snapshot.series.take(rows, ["NumberOfSeriesRelatedInstances"]), np.int64).reshape(-1)
+        ends = np.cumsum(counts)
+        total = int(ends[-1]) if len(ends) else 0
+        page: list[Instance] = []
+        place = int(np.searchsorted(ends, offset, side="right"))
+        skip = offset - (int(ends[place - 1]) if place else 0)
+        while len(page) < limit and place < len(rows):
+            page += self._of_series(int(rows[place]))[skip:]
+            place, skip = place + 1, 0
+        return page[:limit], total
+
+    def _of_series(self, row: int) -> tuple[Instance, ...]:
+        ((study, series),) = self._snapshot.series.take(np.array([row], np.int32), [_STUDY_KEY, _SERIES_KEY])
+        return self._index.instances_of(self._snapshot, str(study), str(series)).instances
+
+    # --- what is not in memory
+
+    def _scan(self, series: Mask | None) -> list[tuple[int, Instance]]:
+        """Objects of some series that meet the conditions which no column answers, with the rows of their series, in order."""
+        end = time.monotonic() + SCAN_SECONDS
+        shallow = [condition for condition in self._deep if condition.path in BY_PATH]
+        in_meta = [condition for condition in self._deep if condition not in shallow]
+        rows = np.arange(self._snapshot.series.count, dtype=np.int32) if series is None else np.flatnonzero(series).astype(np.int32)
+        candidates = self._candidates(rows, shallow)
+        found = [(row, item) for row, item in candidates if all(_in_values(item, condition) for condition in shallow)]
+        if not in_meta:
+            return found
+        if len(found) > MOST_SCANNED:
+            msg = f"this search would read the metadata of {len(found)} objects; add conditions that leave at most {MOST_SCANNED}"
+            raise HTTPException(413, msg)
+        kept = []
+        for at in range(0, len(found), 2000):
+            if time.monotonic() > end:
+                msg = f"the search took more than {SCAN_SECONDS:g} s; add conditions that leave fewer objects"
+                raise HTTPException(413, msg)
+            piece = found[at : at + 2000]
+            texts = self._index.read_column(self._snapshot, [item for _, item in piece], "meta")
+            kept += [(row, item) for row, item in piece if _in_meta(texts.get(item.path), in_meta)]
+        return kept
+
+    def _candidates(self, rows: Rows, shallow: Sequence[Condition]) -> list[tuple[int, Instance]]:
+        snapshot = self._snapshot
+        for condition in shallow:
+            if condition.vr == "UI":  # the only ones that few objects share
+                marks = ", ".join("?" * len(condition.values))
+                keyword = BY_PATH[condition.path].keyword
+                if keyword != "SOPInstanceUID":
+                    continue
+                places = {uids: int(row) for row, uids in zip(rows, snapshot.series.take(rows, [_STUDY_KEY, _SERIES_KEY]), strict=True)}
+                instances = self._index.select(snapshot, f'"{keyword}" in ({marks})', condition.values)
+                return sorted(
+                    ((places[item.study, item.series], item) for item in instances if (item.study, item.series) in places), key=lambda pair: pair[0]
+                )
+        counts = np.asarray(snapshot.series.take(rows, ["NumberOfSeriesRelatedInstances"]), np.int64).reshape(-1)
+        if int(counts.sum()) > 10 * MOST_SCANNED:
+            msg = f"this search would look at {int(counts.sum())} objects; add conditions that leave at most {10 * MOST_SCANNED}"
+            raise HTTPException(413, msg)
+        return [(int(row), item) for row in rows for item in self._of_series(int(row))]
+
+
+def _in_values(item: Instance, condition: Condition) -> bool:
+    value = item.values.get(BY_PATH[condition.path].keyword)
+    return condition.accepts_any(str(value).split("\\")) if isinstance(value, str) else condition.accepts(value)
+
+
+def _in_meta(text: str | None, conditions: Iterable[Condition]) -> bool:
+    if text is None:
+        return False
+    model = orjson.loads(text)
+    return all(condition.accepts_any(values_at(model, condition.path)) for condition in conditions)
+
+
+def values_at(model: dict[str, Any], path: Path) -> list[object]:
+    """Values of an attribute in a DICOM JSON model, through all items of the sequences on the way."""
+    found = model.get(f"{path[0]:08X}", {}).get("Value") or []
+    if len(path) > 1:
+        return [value for item in found if isinstance(item, dict) for value in values_at(item, path[1:])]
+    return [_joined(value) if isinstance(value, dict) else value for value in found]
+
+
+def _joined(name: dict[str, str]) -> str:
+    return "=".join(name.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
+
+
+# Answers
+
+
+def _fields(query: Query, level: str) -> tuple[list[str], list[int]]:
+    """Keywords of columns that an answer has, and tags that are looked up in metadata."""
+    reach = _LEVELS[: _LEVELS.index(level) + 1]
+    keywords = dict.fromkeys(name for part in reach for name in REQUIRED[part])
+    tags: list[int] = []
+    if query.all_fields:
+        keywords |= dict.fromkeys(item.keyword for item in KNOWN if item.level in reach and item.sequence is None)
+    for path in query.fields:
+        known = BY_PATH.get(path)
+        if known is not None and known.level in reach and known.sequence is None:
+            keywords[known.keyword] = None
+        elif path[0] not in {_URL, _AVAILABILITY, _CHARSET} and path[0] >> 16 not in {0x0002, 0x7FE0}:
+            tags.append(path[0])
+    return [name for name in keywords if name in BY_KEYWORD and BY_KEYWORD[name].level in reach], sorted(set(tags))
+
+
+def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str, base: str) -> list[str]:
+    keywords, tags = _fields(query, level)
+    own = snapshot.studies if level == STUDY else snapshot.series
+    parts = [_texts(own, rows, [name for name in keywords if name in own.columns and (level == STUDY or name != _STUDY_KEY)], level)]
+    if level == SERIES:
+        studies = snapshot.studies
+        parts.append(_texts(studies, snapshot.study_of[rows], [name for name in keywords if name in studies.columns], level))
+    keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
+    extra = _representative_fields(index, snapshot, keys, tags) if tags else [[] for _ in keys]
+    return [_object([pair for part in texts for pair in part], link, level) for *texts, link in zip(*parts, extra, _links(base, keys), strict=True)]
+
+
+def _texts(level: Level, rows: Rows, keywords: Sequence[str], target: str) -> list[list[tuple[int, str]]]:
+    """Elements of some rows, as (tag, JSON); those without a value only where the answer has to have them."""
+    shape = [(BY_KEYWORD[name].tag, BY_KEYWORD[name].vr, name in REQUIRED[target]) for name in keywords]
+    return [
+        [(tag, text) for (tag, vr, always), value in zip(shape, row, strict=True) if (text := element(tag, vr, value, always=always))]
+        for row in level.take(rows, keywords)
+    ]
+
+
+def _object(elements: list[tuple[int, str]], link: str, level: str) -> str:
+    elements.append((_CHARSET, '"00080005":{"vr":"CS","Value":["ISO_IR 192"]}'))
+    if level != SERIES:
+        elements.append((_AVAILABILITY, '"00080056":{"vr":"CS","Value":["ONLINE"]}'))
+    elements.append((_URL, f'"00081190":{{"vr":"UR","Value":["{link}"]}}'))
+    elements.sort()
+    return "{" + ",".join(text for _, text in elements) + "}"
+
+
+def _links(base: str, keys: Iterable[Sequence[object]]) -> list[str]:
+    names = ("studies", "series", "instances")
+    return [base + "".join(f"/{name}/{quote(str(uid), safe='')}" for name, uid in zip(names, uids, strict=False)) for uids in keys]
+
+
+def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instance], query: Query, base: str) -> list[str]:
+    if not instances:
+        return []
+    keywords, tags = _fields(query, INSTANCE)
+    own = [(BY_KEYWORD[name].tag, BY_KEYWORD[name].vr, name in REQUIRED[INSTANCE], name) for name in keywords if BY_KEYWORD[name].level == INSTANCE]
+    parents: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for item in instances:
+        if (item.study, item.series) not in parents:
+            parents[item.study, item.series] = _parent_elements(snapshot, item, keywords)
+    extra = _from_meta(index, snapshot, instances, tags) if tags else {}
+    links = _links(base, ((item.study, item.series, item.uid) for item in instances))
+    answers = []
+    for item, link in zip(instances, links, strict=True):
+        elements = [(tag, text) for tag, vr, always, name in own if (text := element(tag, vr, item.values.get(name), always=always))]
+        answers.append(_object([*elements, *parents[item.study, item.series], *extra.get(item.path, [])], link, INSTANCE))
+    return answers
+
+
+def _parent_elements(snapshot: Snapshot, item: Instance, keywords: Sequence[str]) -> list[tuple[int, str]]:
+    studies = snapshot.studies.find(_STUDY_KEY, item.study)
+    first, last = snapshot.first_series[studies[0]], snapshot.first_series[studies[0] + 1]
+    rows = np.arange(first, last, dtype=np.int32)
+    uids = [uid for (uid,) in snapshot.series.take(rows, [_SERIES_KEY])]
+    row = rows[[uids.index(item.series)]]
+    found = _texts(snapshot.series, row, [name for name in keywords if name in snapshot.series.columns and name != _STUDY_KEY], INSTANCE)[0]
+    return found + _texts(snapshot.studies, studies[:1], [name for name in keywords if name in snapshot.studies.columns], INSTANCE)[0]
+
+
+def _from_meta(index: Index, snapshot: Snapshot, instances: Sequence[Instance], tags: Sequence[int]) -> dict[str, list[tuple[int, str]]]:
+    """Elements out of objects' metadata, by path."""
+    found = {}
+    for path, text in index.read_column(snapshot, instances, "meta").items():
+        model = orjson.loads(text)
+        names = ((tag, f"{tag:08X}") for tag in tags)
+        found[path] = [
+            (tag, f'"{name}":{orjson.dumps(model[name]).decode()}') for tag, name in names if name in model and "BulkDataURI" not in model[name]
+        ]
+    return found
+
+
+def _representative_fields(index: Index, snapshot: Snapshot, keys: Sequence[Sequence[object]], tags: Sequence[int]) -> list[list[tuple[int, str]]]:
+    """Elements that no column of the level holds: those of the first object of each study or series."""
+    firsts: list[Instance | None] = []
+    for uids in keys:
+        study = str(uids[0])
+        if len(uids) > 1:
+            series = str(uids[1])
+        else:
+            row = snapshot.first_series[snapshot.studies.find(_STUDY_KEY, study)[0]]
+            series = str(snapshot.series.take(np.array([row], np.int32), [_SERIES_KEY])[0][0])
+        firsts.append(next(iter(index.instances_of(snapshot, study, series).instances), None))
+    found = _from_meta(index, snapshot, [item for item in firsts if item is not None], tags)
+    return [list(found.get(item.path, [])) if item is not None else [] for item in firsts]
+
+
+# Routes
+
+_PARAMETERS = [
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0}, "description": "Most results of the answer."},
+    {"name": "offset", "in": "query", "schema": {"type": "integer", "minimum": 0}, "description": "Results to pass over."},
+    {"name": "fuzzymatching", "in": "query", "schema": {"type": "boolean"}, "description": "Accepted, not done; a Warning says so."},
+    {
+        "name": "includefield",
+        "in": "query",
+        "schema": {"type": "array", "items": {"type": "string"}},
+        "description": "Attributes to add, by keyword or tag, or `all`.",
+    },
+    {"name": "PatientName", "in": "query", "schema": {"type": "string"}, "description": "As an example: any attribute, by keyword, tag or path."},
+    {"name": "StudyDate", "in": "query", "schema": {"type": "string"}, "description": "A day or a range, such as 20200101-20201231."},
+    {"name": "00081115.0020000E", "in": "query", "schema": {"type": "string"}, "description": "As an example: an attribute in a sequence."},
+]
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "What was found, with X-Total-Count.", "content": {JSON: {}}},
+    204: {"description": "Nothing was found."},
+    400: {"description": "The query cannot be understood."},
+    406: {"description": "Results come as DICOM JSON only."},
+    413: {"description": "Too many objects would have to be read."},
+}
+
+
+async def _respond(service: Service, request: Request, level: str, study: str | None = None, series: str | None = None) -> Response:
+    try:
+        query = parse_query(request.url.query)
+        media, _ = choose(accepted(request.headers.get("accept"), request.query_params.get("accept")), [JSON, "application/json"])
+    except BadQuery as error:
+        raise HTTPException(400, str(error)) from error
+    except NotAcceptable as error:
+        raise HTTPException(406, str(error)) from error
+    snapshot = await service.snapshot()
+    base = base_url(service, request)
+    found = await service.run(search, service.index, snapshot, query, level, base, study, series)
+    response = Response(status_code=204) if not found.rows else Response(("[" + ",\n".join(found.rows) + "]").encode(), media_type=media)
+    response.headers["X-Total-Count"] = str(found.total)
+    response.headers["Cache-Control"] = "private, no-cache"
+    warnings = [_MORE_REMAIN] * found.more + [_NOT_FUZZY] * query.fuzzy
+    for text in warnings:
+        response.headers.append("Warning", f'299 {request.url.netloc or "pixels"}: "{text}"')
+    return response
+
+
+def routes(service: Service) -> APIRouter:
+    """Routes below the service's prefix."""
+    router = APIRouter(tags=["QIDO-RS"], default_response_class=Response)
+
+    def search_route(path: str, summary: str) -> Callable[[Any], Any]:
+        return router.get(path, summary=summary, responses=_ANSWERS, openapi_extra={"parameters": _PARAMETERS})
+
+    @search_route("/studies", "Search for studies")
+    async def search_studies(request: Request) -> Response:
+        return await _respond(service, request, STUDY)
+
+    @search_route("/series", "Search for series of all studies")
+    async def search_all_series(request: Request) -> Response:
+        return await _respond(service, request, SERIES)
+
+    @search_route("/instances", "Search for instances of all studies")
+    async def search_all_instances(request: Request) -> Response:
+        return await _respond(service, request, INSTANCE)
+
+    @search_route("/studies/{study}/series", "Search for series of a study")
+    async def search_series(request: Request, study: str) -> Response:
+        return await _respond(service, request, SERIES, study)
+
+    @search_route("/studies/{study}/instances", "Search for instances of a study")
+    async def search_study_instances(request: Request, study: str) -> Response:
+        return await _respond(service, request, INSTANCE, study)
+
+    @search_route("/studies/{study}/series/{series}/instances", "Search for instances of a series")
+    async def search_instances(request: Request, study: str, series: str) -> Response:
+        return await _respond(service, request, INSTANCE, study, series)
+
+    return router

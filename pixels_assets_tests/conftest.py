@@ -1,0 +1,26 @@
+"""What holds for all tests: in which order the files run, and that none leaves anything to those after it."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: processes that share the files then end at about the same time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_it_was() -> Iterator[None]:
+    """Commands that run in this process set variables and how loggers are heard: each file finds both as if it ran alone."""
+    variables, logger = dict(os.environ), logging.getLogger("pixels_assets")
+    state = {name: getattr(logger, name) for name in ("level", "propagate", "disabled")} | {"handlers": list(logger.handlers)}
+    yield
+    os.environ.clear()
+    os.environ.update(variables)
+    for name, value in state.items():
+        setattr(logger, name, value)

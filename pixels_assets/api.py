@@ -12,6 +12,7 @@ from pixels_assets.lake import query
 from pixels_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from pixels_assets.lake.maintenance import Maintained
     from pixels_assets.runs import Ingested
 
 
@@ -46,6 +47,12 @@ class Catalog:
         from pixels_assets.runs import retry
 
         return retry(self.settings, statuses)
+
+    def maintain(self, *, dry_run: bool = False) -> "list[Maintained]":
+        """Compact small files, write checkpoints, remove what no reader needs any more; see `pixels_assets.lake.maintenance`."""
+        from pixels_assets.lake.maintenance import maintain
+
+        return maintain(self.settings.lake, dry_run=dry_run)
 
     def load(self) -> pl.LazyFrame:
         """Open the object catalog as a lazy frame: one row per object now known."""

@@ -132,6 +132,10 @@ def _parser() -> _Parser:
     serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="origin whose pages may use the server; may be repeated")
     serve.add_argument("--public-url", metavar="URL", help="how clients see the server, where a proxy stands before it")
     serve.set_defaults(command=_serve)
+
+    maintain = commands.add_parser("maintain", parents=[common], help="compact small files, write checkpoints, remove what no reader needs any more")
+    maintain.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    maintain.set_defaults(command=_maintain)
     return parser
 
 
@@ -174,6 +178,23 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     after = sum(quarantined_batches(settings.lake, options.status).values())
     print(f"{before} objects tried again, {max(0, before - after)} left quarantine, {after} are still in it")
     return _ended(ran.failed)
+
+
+def _maintain(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.lake.maintenance import maintain
+
+    _be_heard(settings)
+    for done in maintain(settings.lake, dry_run=options.dry_run):
+        steps = [
+            f"{done.compacted} of {done.files} files become {done.into}" if done.compacted else "",
+            "checkpoint" if done.checkpoint else "",
+            f"{done.vacuumed} old files removed" if done.vacuumed else "",
+            f"{done.log_files} files of the log removed" if done.log_files else "",
+        ]
+        print(f"{done.table:<20}{', '.join(filter(None, steps)) or 'in order'} ({done.seconds:.1f} s)")
+    if options.dry_run:
+        print("nothing was changed: this is what `pixels maintain` would do")
+    return 0
 
 
 def _extract(options: argparse.Namespace, settings: Settings) -> int:

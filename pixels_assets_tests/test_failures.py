@@ -309,9 +309,10 @@ def test_two_runs_of_one_folder_at_once_do_everything_once(folder, undisturbed, 
 def test_two_folders_at_once_into_one_lake_both_land(folder, tmp_path):
     other = tmp_path / "in"
     shutil.copytree(folder, other)
+    two_batches = {"PIXELS_BATCH_FILES": "7", "PIXELS_WORKERS": "1"}
     with (
-        start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path / "home", PIXELS_WORKERS="1") as first,
-        start(["ingest", other, "--lake", tmp_path / "lake"], tmp_path / "home", PIXELS_WORKERS="1") as second,
+        start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path / "home", **two_batches) as first,
+        start(["ingest", other, "--lake", tmp_path / "lake"], tmp_path / "home", **two_batches) as second,
     ):
         said = [process.communicate(timeout=300)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], said

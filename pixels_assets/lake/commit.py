@@ -39,7 +39,21 @@ from pixels_assets.errors import CommitConflictError, LakeError, UsageError
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_folder, validate_batch
 from pixels_assets.lake.schema import PARTITION, TABLES, Table
 
-__all__ = ["CommitResult", "commit", "committed", "create_tables", "is_committed", "open_table", "part_files", "table_lock", "validate_batch"]
+__all__ = [
+    "CommitResult",
+    "LivePart",
+    "commit",
+    "committed",
+    "create_tables",
+    "is_committed",
+    "live_parts",
+    "open_table",
+    "part_files",
+    "parts_holding",
+    "swap",
+    "table_lock",
+    "validate_batch",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +67,7 @@ _LOCKS = "_locks"
 _COUNTER = "pixels"
 _CONFIGURATION = {
     "delta.checkpointInterval": "20",  # with one per 100 commits, opening a table takes three times as long
-    "delta.logRetentionDuration": "interval 30 days",
+    "delta.logRetentionDuration": "interval 7 days",  # a version whose files are gone is no use
     "delta.deletedFileRetentionDuration": "interval 7 days",
 }
 
@@ -187,8 +201,8 @@ def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
     LakeError
         The table cannot be read.
     """
-    wanted = set(batches)
-    return [lake / table.name / file.path for file in _live_files(lake, open_table(lake, table.name), table).values() if file.batch in wanted]
+    live = _live_files(lake, open_table(lake, table.name), table, batches=batches)
+    return [lake / table.name / path for path in live]
 
 
 def parts_holding(lake: Path, table: Table, column: str, values: Iterable[str]) -> list[tuple[str, Path]]:
@@ -200,7 +214,7 @@ def parts_holding(lake: Path, table: Table, column: str, values: Iterable[str]) 
         The table cannot be read.
     """
     keys = sorted(set(values))
-    live = _live_files(lake, open_table(lake, table.name), table, column).values() if keys else ()
+    live = _live_files(lake, open_table(lake, table.name), table, column, batches=(), keys=keys).values() if keys else ()
     return [(file.batch, lake / table.name / file.path) for file in live if _may_hold(file, keys)]
 
 
@@ -374,7 +388,7 @@ def commit(
             attempts += 1
             try:
                 delta = open_table(lake, table.name)
-                live = _live_files(lake, delta, table)
+                live = _live_files(lake, delta, table, batches=[batch], keys=sorted(retire))
                 plan = _plan(lake, table, batch, parts, live, only, retire, removals)
             except Exception:
                 _discard(lake, table, removals)
@@ -411,6 +425,86 @@ def commit(
     )
     logger.debug("batch %s landed in %s, version %d: %d rows in %.2f s", batch, table.name, version, result.rows, result.seconds)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class LivePart:
+    """A file of the newest version of a table: its address there, the batch it belongs to, bytes and rows."""
+
+    path: str
+    batch: str
+    size: int
+    rows: int | None
+
+
+def live_parts(lake: Path, table: Table) -> list[LivePart]:
+    """List all files of the newest version of a table.
+
+    Raises
+    ------
+    LakeError
+        The table cannot be read.
+    """
+    live = _live_files(lake, open_table(lake, table.name), table)
+    return [LivePart(file.path, file.batch, file.size, file.rows) for file in live.values()]
+
+
+def swap(lake: Path, table: Table, swaps: Sequence[tuple[Sequence[LivePart], Part]], *, seconds: float = COMMIT_SECONDS) -> frozenset[str]:
+    """Let parts take the place of live files that hold the same rows between them, in one version of the table.
+
+    A part whose files are not all live any more is discarded, as all are when an exception is raised: what was committed meanwhile stays.
+
+    Parameters
+    ----------
+    lake : Path
+    table : Table
+    swaps : sequence of (sequence of LivePart, Part)
+        The files to go, all of one batch, and the part that has their rows.
+    seconds : float
+        How long to try again when other writers win.
+
+    Returns
+    -------
+    frozenset of str
+        Addresses of the parts that took their place.
+
+    Raises
+    ------
+    CommitConflictError
+        Other writers won every attempt.
+    LakeError
+        A part is missing or damaged, or the lake cannot be read or written.
+    """
+    started, used = time.monotonic(), frozenset[str]()
+    try:
+        with table_lock(lake, table.name, LOCK_SECONDS):
+            while True:
+                delta = open_table(lake, table.name)
+                live = _live_files(lake, delta, table, batches={gone[0].batch for gone, _ in swaps})
+                valid = [(gone, part) for gone, part in swaps if all(file.path in live for file in gone)]
+                if not valid:
+                    return used
+                for gone, part in valid:
+                    _check_part(lake, table, gone[0].batch, part, same_columns=False)
+                added = {part.path: (part, gone[0].batch) for gone, part in valid}
+                removed = [live[file.path] for gone, _ in valid for file in gone]
+                token, before = secrets.token_hex(8), delta.version()
+                error = _write(delta, table, "", added, removed, run_id="", token=token, whole=False, data_change=False)
+                if _landed(lake, table, delta, before, token, error) is not None:
+                    used = frozenset(added)
+                    return used
+                if not isinstance(error, CommitFailedError):
+                    action = f"compact {table.name}"
+                    raise lake_error(action, lake / table.name, error or OSError("no version was written")) from error
+                if time.monotonic() - started > seconds:
+                    msg = f"compacting {table.name} lost every attempt to other writers; run it again when fewer runs are writing"
+                    raise CommitConflictError(msg) from error
+                time.sleep(random.uniform(0.005, 0.05))  # noqa: S311
+    finally:
+        for _, part in swaps:
+            if part.path not in used:
+                with suppress(OSError):
+                    (lake / table.name / part.path).unlink()
 
 
 def _ledger(batch: str) -> str:
@@ -455,7 +549,7 @@ def _additions(delta: DeltaTable, table: Table) -> list[Field]:
     return additions
 
 
-def _check_part(lake: Path, table: Table, batch: str, part: Part) -> None:
+def _check_part(lake: Path, table: Table, batch: str, part: Part, *, same_columns: bool = True) -> None:
     """Refuse a part that is not the file it claims to be: delta-rs would commit a file that does not exist, and reading would fail ever after."""
     path = lake / table.name / part.path
     problem = ""
@@ -471,23 +565,33 @@ def _check_part(lake: Path, table: Table, batch: str, part: Part) -> None:
         else:
             if path.stat().st_size != part.size or footer.num_rows != part.rows:
                 problem = f"has {path.stat().st_size} bytes and {footer.num_rows} rows instead of {part.size} and {part.rows}"
-            elif not footer.schema.to_arrow_schema().equals(table.part_arrow):
+            elif same_columns and not footer.schema.to_arrow_schema().equals(table.part_arrow):
                 problem = "has other columns than the table"
     if problem:
         msg = f"part {path} {problem}; nothing was committed, run batch {batch} again"
         raise LakeError(msg)
 
 
-def _live_files(lake: Path, delta: DeltaTable, table: Table, column_of_bounds: str | None = None) -> dict[str, _LiveFile]:
+def _live_files(
+    lake: Path, delta: DeltaTable, table: Table, column: str | None = None, *, batches: Iterable[str] | None = None, keys: Sequence[str] = ()
+) -> dict[str, _LiveFile]:
+    """Files of a version by path, with the bounds of a column, `Table.object_key` unless another is named.
+
+    All of them, or those of some batches and those whose bounds allow one of some keys, which are sorted: among ten thousand files a commit looks
+    at few.
+    """
+    column = column or table.object_key
     with _delta_errors(f"read the table {table.name}", lake / table.name):
         actions = pa.table(delta.get_add_actions(flatten=True))
-
-    def column(name: str) -> list[Any]:
-        return actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows
-
-    key = column_of_bounds or table.object_key
-    names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"null_count.{key}", f"min.{key}", f"max.{key}")
-    return {row[0]: _LiveFile(*row) for row in zip(*map(column, names), strict=True)}
+    names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"null_count.{column}", f"min.{column}", f"max.{column}")
+    columns = {name: actions[name] if name in actions.column_names else pa.nulls(actions.num_rows, pa.string()) for name in names}
+    if batches is not None:
+        chosen = pc.is_in(columns[names[1]], pa.array(list(batches), pa.string()))
+        if keys:
+            below, above = pc.less_equal(columns[names[5]], keys[-1]), pc.greater_equal(columns[names[6]], keys[0])
+            chosen = pc.or_(chosen, pc.and_(pc.fill_null(below, True), pc.fill_null(above, True)))
+        columns = {name: values.filter(chosen) for name, values in columns.items()}
+    return {row[0]: _LiveFile(*row) for row in zip(*(values.to_pylist() for values in columns.values()), strict=True)}
 
 
 def _plan(
@@ -579,13 +683,14 @@ def _write(
     run_id: str,
     token: str,
     whole: bool,
+    data_change: bool = True,
 ) -> OSError | DeltaError | None:
     """Write the next version of a table; return what delta-rs raised."""
     now = time.time_ns() // 1_000_000
     actions: list[AddAction | RemoveAction] = [
-        AddAction(path, part.size, {PARTITION: key}, now, data_change=True, stats=part.stats) for path, (part, key) in added.items()
+        AddAction(path, part.size, {PARTITION: key}, now, data_change=data_change, stats=part.stats) for path, (part, key) in added.items()
     ]
-    actions += [RemoveAction(file.path, True, now, file.size, {PARTITION: file.batch}) for file in removed]
+    actions += [RemoveAction(file.path, data_change, now, file.size, {PARTITION: file.batch}) for file in removed]
     names = [_COUNTER, _ledger(batch)] if whole else [_COUNTER]
     try:
         delta.create_write_transaction(

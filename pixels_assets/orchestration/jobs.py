@@ -9,6 +9,8 @@ from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
+from pixels_assets.lake.maintenance import maintain
+from pixels_assets.lake.query import exists
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.failures import failing_clearly
@@ -62,6 +64,33 @@ def discover_job() -> None:
     seal_batches()
 
 
+@dg.op(description="Compact small files, write checkpoints, remove what no reader needs any more.")
+def maintain_tables(context: dg.OpExecutionContext, lake: LakeResource) -> None:
+    """Put the tables in order; no row changes."""
+    with failing_clearly():
+        done = maintain(lake.path) if exists(lake.path) else []
+    context.add_output_metadata(
+        {
+            "files": sum(one.files for one in done),
+            "compacted": in_words({one.table: one.compacted for one in done}),
+            "files_removed": in_words({one.table: one.vacuumed for one in done}),
+            "log_files_removed": in_words({one.table: one.log_files for one in done}),
+        }
+    )
+
+
+@dg.job(name="maintain", description="Keep the tables fast: few large files, short logs, nothing on disk that no reader needs. Safe at any time.")
+def maintain_job() -> None:
+    """Put the lake in order."""
+    maintain_tables()
+
+
+def schedules(*, watching: bool) -> list[dg.ScheduleDefinition]:
+    """Make the schedule of maintenance; it runs by itself where the sensors do."""
+    status = dg.DefaultScheduleStatus.RUNNING if watching else dg.DefaultScheduleStatus.STOPPED
+    return [dg.ScheduleDefinition(name="maintain_daily", job=maintain_job, cron_schedule="17 3 * * *", default_status=status)]
+
+
 def look(
     instance: dg.DagsterInstance,
     lake: LakeResource,
@@ -103,4 +132,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = (ingest_batch, discover_job)
+JOBS = (ingest_batch, discover_job, maintain_job)

@@ -186,7 +186,7 @@ def chart(rows: Sequence[dict[str, object]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [row for row in rows if row["name"] not in {"read_only", "reader", "reader_shuffled"}]
+    shown = [row for row in rows if row["name"] not in {"read_only", "reader", "reader_shuffled"}] or list(rows)
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(shown) + 1.2))
     labels = [f"{row['set']}: {row['name']}" for row in shown]
     rates = [float(str(row["files_per_second"])) for row in shown]

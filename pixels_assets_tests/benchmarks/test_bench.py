@@ -10,16 +10,6 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.data import SERIES, write_headers, write_images
 
 PROMISED = {"read_only", "pixels_metadata", "pixels_thumbnails", "pixels_ingest", "pydicom_pool", "accelerator", "flattened", "dcm2parquet"}
-    "read_only",
-    "pixels_metadata",
-    "pixels_thumbnails",
-    "pixels_ingest",
-    "pydicom_pool",
-    "accelerator",
-    "flattened",
-    "dcm2parquet",
-    "orthanc",
-}
 
 
 def test_headers_are_rich_readable_and_differ_within_a_series(tmp_path):

@@ -13,12 +13,12 @@ import numbers
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,6 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _UNFINISHED = ".tmp-"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
+_FIXED_BYTES = 8
+_MAX_SHAPES = 500
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -216,6 +218,15 @@ class PartFile:
         return json.dumps({"numRecords": self.rows, "minValues": least, "maxValues": most, "nullCount": self._nulls})
 
 
+class _Shape(NamedTuple):
+    """What rows of the same columns and types have in common: the columns, the bytes of their values of fixed size, and where the others are."""
+
+    names: tuple[str, ...]
+    fixed: int
+    sized: list[int]
+    lists: list[int]
+
+
 class PartWriter:
     """Rows in, parts out, in bounded memory.
 
@@ -257,7 +268,8 @@ class PartWriter:
         self._required = tuple(field.name for field in self._schema if not field.nullable)
         has_binaries = any(pa.types.is_binary(field.type) for field in self._schema)
         self._group_rows = GROUP_ROWS if has_binaries else rows
-        self._rows: list[dict[str, Any]] = []
+        self._shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], _Shape] = {}
+        self._rows: list[tuple[tuple[str, ...], tuple[object, ...]]] = []
         self._group_bytes = self._part_bytes = 0
         self._file: PartFile | None = None
         self._closed: list[Part] = []
@@ -282,22 +294,16 @@ class PartWriter:
         TypeError
             A value is of a type that its column cannot hold.
         """
-        weight = 0
-        for name, value in row.items():
-            if name not in self._weighers:
-                msg = f"{self._table.name} has no column {name}"
-                raise KeyError(msg)
-            if value is not None:
-                try:
-                    weight += self._weighers[name](value)
-                except TypeError:
-                    msg = f"{self._table.name}.{name} is {self._schema.field(name).type}; it cannot hold {type(value).__name__}"
-                    raise TypeError(msg) from None
-        for name in self._required:
-            if row.get(name) is None:
-                msg = f"{self._table.name}.{name} must have a value"
-                raise ValueError(msg)
-        self._rows.append(dict(row))
+        values: tuple[Any, ...] = tuple(row.values())
+        # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds.
+        kinds = tuple(map(type, values))
+        shape = self._shapes.get((tuple(row), kinds)) or self._check(row, kinds)
+        weight = shape.fixed
+        for at in shape.sized:
+            weight += len(values[at])
+        for at in shape.lists:
+            weight += self._weigh(shape.names[at], values[at])
+        self._rows.append((shape.names, values))
         self._group_bytes += weight
         self._part_bytes += weight
         rows, size = self._limits
@@ -305,6 +311,36 @@ class PartWriter:
             self._close_part()
         elif len(self._rows) >= self._group_rows or self._group_bytes >= GROUP_BYTES:
             self._flush()
+
+    def _check(self, row: Mapping[str, object], kinds: tuple[type, ...]) -> "_Shape":
+        """Check a row of columns and types that were not met before."""
+        for name, value in row.items():
+            if name not in self._weighers:
+                msg = f"{self._table.name} has no column {name}"
+                raise KeyError(msg)
+            self._weigh(name, value)
+        for name in self._required:
+            if row.get(name) is None:
+                msg = f"{self._table.name}.{name} must have a value"
+                raise ValueError(msg)
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
+        names = self._rows[-1][0] if self._rows and self._rows[-1][0] == tuple(row) else tuple(row)
+        places = [at for at, value in enumerate(row.values()) if value is not None]
+        types = {at: self._schema.field(names[at]).type for at in places}
+        sized = [at for at in places if pa.types.is_string(types[at]) or pa.types.is_binary(types[at])]
+        lists = [at for at in places if pa.types.is_list(types[at])]
+        shape = self._shapes[names, kinds] = _Shape(names, _FIXED_BYTES * (len(places) - len(sized) - len(lists)), sized, lists)
+        return shape
+
+    def _weigh(self, name: str, value: object) -> int:
+        if value is None:
+            return 0
+        try:
+            return self._weighers[name](value)
+        except TypeError:
+            msg = f"{self._table.name}.{name} is {self._schema.field(name).type}; it cannot hold {type(value).__name__}"
+            raise TypeError(msg) from None
 
     def take(self) -> list[Part]:
         """Return the parts that were completed since the last call."""
@@ -352,7 +388,14 @@ class PartWriter:
         if self._file is None:
             self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema)
             self._count += 1
-        columns = [_array([row.get(field.name) for row in self._rows], field.type) for field in self._schema]
+        names = self._rows[0][0]
+        if all(row[0] is names or row[0] == names for row in self._rows):
+            values: dict[str, Sequence[Any]] = dict(zip(names, zip(*[row[1] for row in self._rows], strict=True), strict=True))
+        else:
+            rows = [dict(zip(*row, strict=True)) for row in self._rows]
+            values = {field.name: [row.get(field.name) for row in rows] for field in self._schema}
+        none = (None,) * len(self._rows)
+        columns = [_array(values.get(field.name, none), field.type) for field in self._schema]
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows.clear()
         self._group_bytes = 0
@@ -431,7 +474,9 @@ def part_from_table(lake: Path, table: Table, batch: str, name: str, values: pa.
         raise
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if values.count(None) == len(values):
+        return pa.nulls(len(values), kind)
     if pa.types.is_timestamp(kind):
         values = [_time(value) for value in values]
     try:
@@ -478,7 +523,7 @@ def _fixed(*kinds: type) -> Callable[[Any], int]:
     def weigh(value: Any) -> int:
         if not isinstance(value, kinds):
             raise TypeError
-        return 8
+        return _FIXED_BYTES
 
     return weigh
 

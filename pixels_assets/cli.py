@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pixels_assets import __version__
 from pixels_assets.errors import PixelsError, UsageError
-from pixels_assets.settings import Settings, home
+from pixels_assets.settings import ENGINES, Settings, home
 
 _INTERRUPTED = 130
 
@@ -47,9 +47,15 @@ def _run(options: argparse.Namespace) -> int:
     settings = Settings.from_environment(
         lake=options.lake,
         workers=getattr(options, "workers", None),
+        engine=getattr(options, "engine", None),
+        spark_master=getattr(options, "master", None),
+        spark_partitions=getattr(options, "partitions", None),
         extract_to=getattr(options, "extract_to", None),
         log_level="DEBUG" if options.verbose else None,
     )
+    if settings.engine != "spark" and (getattr(options, "master", None) or getattr(options, "partitions", None)):
+        msg = "--master and --partitions are for --engine spark"
+        raise UsageError(msg)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
     return int(options.command(options, settings))
@@ -87,8 +93,7 @@ def _parser() -> _Parser:
 
     ingest = commands.add_parser("ingest", parents=[common], help="bring in what is new, changed, moved or gone in folders")
     ingest.add_argument("sources", nargs="+", metavar="SRC", help="folder of files, in any state")
-    ingest.add_argument("--engine", choices=["local"], default="local", help="what runs the work (default: local)")
-    ingest.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    _add_engine(ingest)
     ingest.add_argument("--mode", choices=["append", "overwrite"], default="append", help="only what changed, or everything again (default: append)")
     unzipped = home() / "var" / "unzipped"
     ingest.add_argument(
@@ -101,7 +106,7 @@ def _parser() -> _Parser:
 
     retry = commands.add_parser("retry", parents=[common], help="new attempt for objects in quarantine")
     retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
-    retry.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    _add_engine(retry)
     retry.set_defaults(command=_retry)
 
     serve = commands.add_parser("serve", parents=[common], help="DICOMweb and the viewer over the lake")
@@ -114,6 +119,13 @@ def _parser() -> _Parser:
     serve.add_argument("--public-url", metavar="URL", help="how clients see the server, where a proxy stands before it")
     serve.set_defaults(command=_serve)
     return parser
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--engine", choices=ENGINES, help="what runs the work: processes here, or Spark (default: PIXELS_ENGINE, else local)")
+    command.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    command.add_argument("--master", metavar="URL", help="Spark's master, as spark://host:7077 (default: PIXELS_SPARK_MASTER, else this machine)")
+    command.add_argument("--partitions", type=int, metavar="N", help="Spark's tasks for a batch (default: PIXELS_SPARK_PARTITIONS, else by size)")
 
 
 def _ingest(options: argparse.Namespace, settings: Settings) -> int:

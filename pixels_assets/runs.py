@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.local import keep_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
@@ -86,7 +87,8 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     folders = [os.fspath(source) for source in sources]
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
-    with shared_instance() as instance:
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
         assert isinstance(lake, LakeResource)
@@ -117,7 +119,8 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
-    with shared_instance() as instance:
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings)
         for number, (batch, objects) in enumerate(batches.items(), start=1):
@@ -125,6 +128,14 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
     ran.seconds = time.monotonic() - started
     return ran
+
+
+def _require_engine(settings: Settings) -> None:
+    """Raise before anything is written when the engine needs what is not here."""
+    if settings.engine == "spark":
+        from pixels_assets.engines.spark import require_java
+
+        require_java()
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
@@ -164,7 +175,7 @@ def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition
             partition_key=batch,
             instance=instance,
             run_config=_run_config(settings, retried),
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake)},
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
             raise_on_error=False,
         )
     except dg.DagsterExecutionInterruptedError as interrupt:

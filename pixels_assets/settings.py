@@ -14,6 +14,7 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
+ENGINES = ("local", "spark")
 
 
 def _setting(default: Any, meaning: str, *, at_least: float | None = None) -> Any:
@@ -54,7 +55,10 @@ class Settings:
 
     lake: Path = _setting(Path("var/lake"), "Folder of the Delta tables.")  # noqa: RUF009 - a field, not a shared value
     sources: tuple[str, ...] = _setting((), "Folders that the sensor watches and that `discover` lists by default, joined by the path separator.")
+    engine: str = _setting("local", "What indexes objects. `local`: processes on this machine. `spark`: a Spark cluster.")
     workers: int = _setting(0, "Worker processes; 0 means one per core.", at_least=0)
+    spark_master: str = _setting("", "Spark's master, such as `spark://host:7077`; none: Spark on this machine, with as many cores as workers.")
+    spark_partitions: int = _setting(0, "Tasks that Spark cuts a batch into; 0 means one for each shard of 64 files or 32 MiB.", at_least=0)
     batch_files: int = _setting(5_000, "A batch is sealed at this many files.", at_least=1)
     batch_bytes: int = _setting(2_000_000_000, "A batch is sealed at this many bytes of files.", at_least=1)
     quiet_seconds: float = _setting(2.0, "Files modified less than this long ago wait for the next pass.", at_least=0)
@@ -148,6 +152,9 @@ def _check(values: Settings | Limits) -> None:
         if least is not None and not value >= least:  # not a number is not enough either
             msg = f"{item.name} is {value}; it must be at least {least}"
             raise UsageError(msg)
+    if isinstance(values, Settings) and values.engine not in ENGINES:
+        msg = f"engine is {values.engine!r}; use {' or '.join(ENGINES)}"
+        raise UsageError(msg)
     if isinstance(values, Settings) and values.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         msg = f"log_level is {values.log_level!r}; use DEBUG, INFO, WARNING or ERROR"
         raise UsageError(msg)

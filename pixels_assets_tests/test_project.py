@@ -108,7 +108,8 @@ def test_the_tests_are_not_installed():
     installed = {package for package in packages if any(fnmatch.fnmatchcase(package, pattern) for pattern in patterns)}
     assert "pixels_assets.orchestration.assets" in installed
     assert installed == {package for package in packages if package.split(".")[0] == "pixels_assets"}
-    assert parser["options.package_data"]["pixels_assets"] == "py.typed"
+    data = {str(file.relative_to(ROOT / "pixels_assets")) for file in (ROOT / "pixels_assets").rglob("*.*") if file.suffix not in {".py", ".pyc"}}
+    assert {name.strip() for name in parser["options.package_data"]["pixels_assets"].split(",")} == data
 
 
 @pytest.mark.parametrize("target", ["help", "run", "test", "lint", "ui", "install", "clean"])

@@ -9,7 +9,8 @@ not give, lookup tables in sequences) it asks the pydicom data set for, which is
 import logging
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pydicom
@@ -92,26 +93,26 @@ class RawImage:
         """Whether there is an element of this tag."""
         return self._raw(tag) is not None
 
-    def numbers(self, keyword: str) -> list[float]:
+    def numbers(self, keyword: str) -> Sequence[float]:
         """See `numbers`."""
         usual = _USUAL.get(keyword)
         if usual is None:
             tag = tag_for_keyword(keyword)
-            return numbers(self.dataset, keyword) if tag is not None and self.has(tag) else []
+            return numbers(self.dataset, keyword) if tag is not None and self.has(tag) else ()
         tag, vr = usual
         found = self._raw(tag)
         if found is None:
-            return []
+            return ()
         written, data = found
         if written is not None and written not in vr:
             return numbers(self.dataset, keyword)
         if vr in ("US", "US or SS"):
-            if len(data) % 2:
-                return []
             # A descriptor holds a number of entries, which has no sign, whatever its VR is.
             letter = "h" if written == "SS" and not keyword.endswith("Descriptor") else "H"
-            return list(map(float, struct.unpack(f"{'<' if self.little else '>'}{len(data) // 2}{letter}", data)))
-        return _parse(data, whole=vr == "IS")
+            read, form = _unpack, ("<" if self.little else ">") + letter
+        else:
+            read, form = _parse, vr
+        return read(data, form) if len(data) <= _REMEMBERED else read.__wrapped__(data, form)
 
     def data(self, keyword: str) -> bytes | None:
         """Bytes of a value, None when it is absent or empty."""
@@ -133,14 +134,27 @@ class RawImage:
 ImageHeader = pydicom.Dataset | RawImage
 
 
-def _parse(data: bytes, *, whole: bool) -> list[float]:
-    """Parse decimal strings; none of them when one is not a number."""
+_REMEMBERED = 64
+"""Most bytes of a value whose numbers are remembered: a series says the same in each of its objects."""
+
+
+@lru_cache(maxsize=4096)
+def _unpack(data: bytes, form: str) -> tuple[float, ...]:
+    """Read binary numbers of two bytes; `form` is the byte order and the letter of `struct`."""
+    if len(data) % 2:
+        return ()
+    return tuple(map(float, struct.unpack(f"{form[0]}{len(data) // 2}{form[1]}", data)))
+
+
+@lru_cache(maxsize=4096)
+def _parse(data: bytes, vr: str) -> tuple[float, ...]:
+    """Parse decimal strings; none of them when one is not a number, or not a whole one where the VR is IS."""
     try:
-        values = [float(part.strip(b" \0")) for part in data.split(b"\\")]
+        values = tuple(float(part.strip(b" \0")) for part in data.split(b"\\"))
     except ValueError:
-        return []
-    if not all(map(math.isfinite, values)) or b"_" in data or (whole and any(found % 1 for found in values)):
-        return []
+        return ()
+    if not all(map(math.isfinite, values)) or b"_" in data or (vr == "IS" and any(found % 1 for found in values)):
+        return ()
     return values
 
 
@@ -178,7 +192,7 @@ def value(header: ImageHeader, keyword: str) -> Any:
         return None
 
 
-def numbers(header: ImageHeader, keyword: str) -> list[float]:
+def numbers(header: ImageHeader, keyword: str) -> Sequence[float]:
     """All values of an attribute as finite numbers; empty when it is absent or one of them is not a finite number."""
     if isinstance(header, RawImage):
         return header.numbers(keyword)
@@ -194,7 +208,8 @@ def numbers(header: ImageHeader, keyword: str) -> list[float]:
 
 def number(header: ImageHeader, keyword: str) -> float | None:
     """First value of an attribute as a finite number, None when it has none."""
-    return next(iter(numbers(header, keyword)), None)
+    found = numbers(header, keyword)
+    return found[0] if found else None
 
 
 def text(header: ImageHeader, keyword: str) -> str:

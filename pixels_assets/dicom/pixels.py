@@ -5,7 +5,7 @@ and allocates nothing that the header claims before the bytes are seen to be the
 """
 
 from array import array as number_array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
@@ -32,7 +32,7 @@ from pixels_assets.dicom.codecs import (
 from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
 from pixels_assets.dicom.reader import Header
 
-__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame"]
+__all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -71,7 +71,7 @@ class PixelSource:
         """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
         if header.pixel_offset is None:
             return None
-        described: Mapping[int, tuple[str, bytes]] | None = getattr(header, "described", None)
+        described = header.described
         image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
         return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
@@ -143,7 +143,7 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None,
     reduction : int
         A picture this many times smaller both ways is good enough: codecs that get at one with less work may give it, or one less reduced.
     tolerance : float
-        What the stored values of such a smaller picture may be off by.
+        What the stored values of such a smaller picture may be off by, see `codecs.decode_reduced`.
 
     Returns
     -------
@@ -175,6 +175,37 @@ def _look_at(source: PixelSource) -> tuple[_Element, PixelDescription, Codec | N
         raise NoPixels(Reason.REFERENCED_PIXELS, "the pixel data is behind a URL, which is not followed")
     element = _read_element(source)
     return element, describe(source.dataset, element.tag), codec, max(1, int(number(source.dataset, "NumberOfFrames") or 1))
+
+
+def read_value(source: PixelSource, *, max_bytes: int) -> bytes | None:
+    """Read the value of the pixel data element as it is stored: of encapsulated pixel data all items with their headers, without the delimiter.
+
+    Parameters
+    ----------
+    source : PixelSource
+    max_bytes : int
+        Most bytes that the value may have.
+
+    Returns
+    -------
+    bytes or None
+        What is there when it is cut short; None when there is none, or more than `max_bytes`.
+
+    References
+    ----------
+    DICOM PS3.5 8 and Annex A.4.
+    """
+    try:
+        element = _read_element(source)
+    except NoPixels:
+        return None
+    stop = element.stop
+    if element.declared == _UNDEFINED:
+        position = element.start
+        while (item := _item(source, element, position)) is not None:
+            position += 8 + item[0]
+        stop = min(position, stop)
+    return _read(source, element.start, stop - element.start) if element.start < stop <= element.start + max_bytes else None
 
 
 def _is_encapsulated(source: PixelSource, element: _Element, codec: Codec | None) -> bool:

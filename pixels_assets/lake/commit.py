@@ -13,6 +13,7 @@ delta-rs does not survive ``fork``: processes that use this module are started b
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import random
@@ -47,6 +48,7 @@ COMMIT_SECONDS = 60.0
 LOCK_SECONDS = 900.0
 """How long a commit waits for its turn: a commit that rewrites large parts holds the lock for seconds."""
 
+_FEW = 20
 _LOCKS = "_locks"
 _COUNTER = "pixels"
 _CONFIGURATION = {
@@ -108,6 +110,7 @@ class _LiveFile:
     batch: str
     size: int
     rows: int | None
+    nulls: int | None
     least: str | None
     most: str | None
 
@@ -188,6 +191,19 @@ def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
     return [lake / table.name / file.path for file in _live_files(lake, open_table(lake, table.name), table).values() if file.batch in wanted]
 
 
+def parts_holding(lake: Path, table: Table, column: str, values: Iterable[str]) -> list[tuple[str, Path]]:
+    """List the files of the newest version of a table, and the batch of each, whose statistics allow one of these values in a column.
+
+    Raises
+    ------
+    LakeError
+        The table cannot be read.
+    """
+    keys = sorted(set(values))
+    live = _live_files(lake, open_table(lake, table.name), table, column).values() if keys else ()
+    return [(file.batch, lake / table.name / file.path) for file in live if _may_hold(file, keys)]
+
+
 def is_committed(lake: Path, table: Table, batch: str) -> bool:
     """Whether a whole batch has landed in a table, be it without rows."""
     return bool(committed(lake, table, [batch]))
@@ -196,16 +212,46 @@ def is_committed(lake: Path, table: Table, batch: str) -> bool:
 def committed(lake: Path, table: Table, batches: Iterable[str]) -> set[str]:
     """Those of the batches that have landed in a table, be it without rows.
 
-    About 1 ms for each. What landed is remembered by Delta application transactions, which checkpoints keep.
+    What landed is remembered by Delta application transactions, which checkpoints keep.
 
     Raises
     ------
     LakeError
         The table cannot be read.
     """
+    asked = set(batches)
+    if len(asked) > _FEW:
+        ledgers = _ledgers(lake / table.name / "_delta_log")
+        if ledgers is not None:
+            return {batch for batch in asked if _ledger(batch) in ledgers}
     delta = open_table(lake, table.name)
     with _delta_errors(f"read the table {table.name}", lake / table.name):
-        return {batch for batch in batches if delta.transaction_version(_ledger(batch)) is not None}
+        return {batch for batch in asked if delta.transaction_version(_ledger(batch)) is not None}
+
+
+def _ledgers(log: Path) -> set[str] | None:
+    """Names of all application transactions in a table's log; None when the log is not as we write it.
+
+    delta-rs only answers for one name at a time, in a millisecond each.
+    """
+    names: set[str] = set()
+    try:
+        pointer, checkpoint = log / "_last_checkpoint", -1
+        if pointer.exists():
+            last = json.loads(pointer.read_bytes())
+            checkpoint = int(last["version"])
+            if last.get("parts") or last.get("v2Checkpoint"):
+                return None
+            with pq.ParquetFile(log / f"{checkpoint:020}.checkpoint.parquet") as file:
+                for rows in file.iter_batches(columns=["txn.appId"]):
+                    names.update(rows["txn"].field("appId").drop_null().to_pylist())
+        version = checkpoint + 1
+        while (entry := log / f"{version:020}.json").exists():
+            names.update(action["txn"]["appId"] for action in map(json.loads, entry.read_bytes().splitlines()) if "txn" in action)
+            version += 1
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+    return names if version else None
 
 
 @contextmanager
@@ -432,14 +478,15 @@ def _check_part(lake: Path, table: Table, batch: str, part: Part) -> None:
         raise LakeError(msg)
 
 
-def _live_files(lake: Path, delta: DeltaTable, table: Table) -> dict[str, _LiveFile]:
+def _live_files(lake: Path, delta: DeltaTable, table: Table, column_of_bounds: str | None = None) -> dict[str, _LiveFile]:
     with _delta_errors(f"read the table {table.name}", lake / table.name):
         actions = pa.table(delta.get_add_actions(flatten=True))
 
     def column(name: str) -> list[Any]:
         return actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows
 
-    names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"min.{table.object_key}", f"max.{table.object_key}")
+    key = column_of_bounds or table.object_key
+    names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"null_count.{key}", f"min.{key}", f"max.{key}")
     return {row[0]: _LiveFile(*row) for row in zip(*map(column, names), strict=True)}
 
 
@@ -487,6 +534,8 @@ def _discard(lake: Path, table: Table, removals: dict[str, _Removal]) -> None:
 
 def _may_hold(file: _LiveFile, keys: list[str]) -> bool:
     """Whether statistics allow a file to hold a row of these keys, which are sorted."""
+    if file.rows is not None and file.rows == file.nulls:
+        return False
     first = bisect_left(keys, file.least) if file.least is not None else 0
     return first < len(keys) and (file.most is None or keys[first] <= file.most)
 

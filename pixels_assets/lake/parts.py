@@ -13,7 +13,7 @@ import numbers
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,7 +411,7 @@ class PartWriter:
         self._part_bytes = 0
 
 
-def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfinished: bool = False) -> None:
+def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfinished: bool = False, keep: Collection[str] = frozenset()) -> None:
     """Remove files that were written under names that begin so, and that no commit names; what cannot be removed stays.
 
     Parameters
@@ -423,12 +423,14 @@ def remove_parts(lake: Path, table: Table, batch: str, prefix: str, *, only_unfi
         Beginning of the names that their writers were given.
     only_unfinished : bool
         Leave complete ones alone.
+    keep : collection of str
+        Names of files to leave alone.
     """
     folder = lake / table.name / f"{PARTITION}={validate_batch(batch)}"
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208 - names are all that is needed
             is_unfinished = name.startswith(_UNFINISHED)
-            if name.removeprefix(_UNFINISHED).startswith(prefix) and (is_unfinished or not only_unfinished):
+            if name.removeprefix(_UNFINISHED).startswith(prefix) and (is_unfinished or not only_unfinished) and name not in keep:
                 with suppress(OSError):
                     (folder / name).unlink()
 

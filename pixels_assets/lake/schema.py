@@ -27,7 +27,19 @@ _KINDS = {
 
 # Point queries ask for these. Names, descriptions and birth dates are kept out: statistics are copied into the transaction log, which outlives rows.
 _STATISTICS = frozenset(
-    {"rowId", "path", "original_path", "length", "status", "file_type", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"}
+    {
+        "rowId",
+        "path",
+        "original_path",
+        "previous_path",
+        "length",
+        "status",
+        "file_type",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+    }
     | {"PatientID", "StudyDate", "Modality"}
 )
 # Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.

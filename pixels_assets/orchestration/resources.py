@@ -3,6 +3,7 @@
 They turn what the UI configures into a `Settings`, the one object that the layers below understand. Must not hold logic of theirs.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dagster_deltalake import DeltaTableResource, LocalConfig
 from pydantic import Field
 
 from pixels_assets.engines.local import LocalEngine
+from pixels_assets.engines.run import Engine
 from pixels_assets.errors import UsageError
 from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.schema import TABLES
@@ -59,8 +61,11 @@ class LakeResource(dg.ConfigurableResource):
 class EngineResource(dg.ConfigurableResource):
     """What indexes objects, and how."""
 
-    engine: str = Field(default="local", description="`local`: a pool of processes on this machine.")
+    engine: str = _setting("engine")
     workers: int = _setting("workers")
+    spark_master: str = _setting("spark_master")
+    spark_partitions: int = _setting("spark_partitions")
+    spark_config: dict[str, str] = Field(default_factory=dict, description="Spark properties by name, such as `spark.executor.memory`; they win.")
     object_seconds: float = _setting("object_seconds")
     worker_bytes: int = _setting("worker_bytes")
     thumbnail_size: int = _setting("thumbnail_size")
@@ -86,18 +91,26 @@ class EngineResource(dg.ConfigurableResource):
             values["limits"] = Limits(**self.limits)
         return Settings.from_environment(**values | {name: value for name, value in more.items() if value is not None})
 
-    def start(self) -> LocalEngine:
+    def start(self) -> AbstractContextManager[Engine]:
         """Open the engine; the caller closes it.
 
         Raises
         ------
         UsageError
-            There is no such engine.
+            There is no such engine, or it needs what is not here.
+        WorkerError
+            Spark does not start.
         """
-        if self.engine != LocalEngine.name:
-            msg = f"there is no engine {self.engine!r}; use {LocalEngine.name}"
-            raise UsageError(msg)
-        return LocalEngine(self.settings().worker_count)
+        settings = self.settings()
+        if settings.engine == LocalEngine.name:
+            return LocalEngine(settings.worker_count)
+        from dagster_pyspark import LazyPySparkResource  # costs a second
+
+        from pixels_assets.engines.spark import SparkEngine, session_config, starting
+
+        with starting():
+            session = LazyPySparkResource(spark_config=session_config(settings, self.spark_config)).spark_session
+        return SparkEngine(session, settings.spark_partitions)
 
 
 class SourcesResource(dg.ConfigurableResource):

@@ -40,6 +40,7 @@ MAX_DEPTH = 40
 
 _MAX_CONTEXTS = 2000
 _MAX_KEY_BYTES = 64 * 1024
+_LEAST_STRETCH = 4  # elements that are worth a run: numbers that recur in other series are followed by few
 _MAX_RUN_BYTES = 256 * 1024
 _ENTRY_BYTES = 400  # of a remembered element, beyond its bytes and its text
 _DEFER_BYTES = 1024 * 1024
@@ -528,7 +529,7 @@ class HeaderParser:
                     if last not in _BEFORE_CHARSET:
                         raise UnusualHeader
                     # Only the head of a run is seen to have nothing before it that it would change.
-                    if len(stretch) > 1:
+                    if len(stretch) >= _LEAST_STRETCH:
                         self._lessons.append((stretch, stops, contexts))
                     stretch, stops, contexts = [], [], []
                 context = entry.after
@@ -541,7 +542,7 @@ class HeaderParser:
                     stops.append(stop)
                     contexts.append(context)
                 continue
-            if len(stretch) > 1:
+            if len(stretch) >= _LEAST_STRETCH:
                 self._lessons.append((stretch, stops, contexts))
             if stretch:
                 stretch, stops, contexts = [], [], []
@@ -555,7 +556,7 @@ class HeaderParser:
                     effects.append(run.effect)
                 last, position, context = run.last, stop + run.stops[-1], run.context
                 memo, block = context.memo, context.group
-        if len(stretch) > 1:
+        if len(stretch) >= _LEAST_STRETCH:
             self._lessons.append((stretch, stops, contexts))
         self._context, self._last = context, last
         return position

@@ -18,6 +18,7 @@ from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.settings import ENGINES, Settings, home
 
 _INTERRUPTED = 130
+_FORMATS = ("csv", "json", "parquet")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,6 +109,14 @@ def _parser() -> _Parser:
     retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
     _add_engine(retry)
     retry.set_defaults(command=_retry)
+
+    sql = commands.add_parser("sql", parents=[common], help="DuckDB over all tables, with helpers such as tag(meta, 'Modality')")
+    sql.add_argument("statement", nargs="?", metavar="SQL", help='such as "select Modality, count(*) from object_catalog group by 1"; - is stdin')
+    sql.add_argument("-f", "--file", type=Path, metavar="FILE", help="read the statement from a file")
+    sql.add_argument("--format", choices=["table", *_FORMATS], help="default: by the name of the output file, else table")
+    sql.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result to a file")
+    sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
+    sql.set_defaults(command=_sql)
 
     extract = commands.add_parser("extract", parents=[common], help="make the tables of extractors for what was ingested before")
     extract.add_argument("extractors", nargs="+", metavar="NAME", help="extractor, by name or as module:object; see docs/extractors.md")
@@ -200,6 +209,66 @@ def _extract(options: argparse.Namespace, settings: Settings) -> int:
 def _status(options: argparse.Namespace, settings: Settings) -> int:  # one signature for all commands
     _print_status(settings)
     return 0
+
+
+def _sql(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.lake import sql
+
+    statement = _statement(options)
+    attached = dict(map(_attachment, options.attach))
+    kind = options.format or (_format_of(options.output) if options.output else "table")
+    if kind == "table":
+        text = sql.as_text(settings.lake, statement, attached, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+        if options.output:
+            with sql.unfinished(settings.lake, options.output) as file:
+                file.write_text(f"{text}\n", encoding="utf-8")
+        else:
+            print(text)
+    elif options.output:
+        sql.write_file(settings.lake, statement, options.output, kind, attached)
+    elif kind == "parquet" and sys.stdout.isatty():
+        msg = "a terminal does not show Parquet; write it to a file with -o FILE"
+        raise UsageError(msg)
+    else:
+        sys.stdout.flush()
+        sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, attached)
+        sys.stdout.flush()
+    return 0
+
+
+def _statement(options: argparse.Namespace) -> str:
+    """Read the statement from where it is."""
+    if options.file and options.statement:
+        msg = "give a statement or a file with one, not both"
+        raise UsageError(msg)
+    if options.file and str(options.file) != "-":
+        try:
+            return str(options.file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"the statement cannot be read from {options.file}: {getattr(error, 'strerror', 'it is not UTF-8')}"
+            raise UsageError(msg) from None
+    if options.statement and options.statement != "-":
+        return str(options.statement)
+    if not options.statement and not options.file and sys.stdin.isatty():
+        msg = "give a statement, -f FILE, or a statement on stdin"
+        raise UsageError(msg)
+    return sys.stdin.read()
+
+
+def _attachment(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        msg = f"--attach {text!r} is not NAME=FILE, such as ehr=patients.parquet"
+        raise UsageError(msg)
+    return name.strip(), path
+
+
+def _format_of(path: Path) -> str:
+    kinds = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table"}
+    if path.suffix.lower() not in kinds:
+        msg = f"the name {path.name} does not tell the format of the output; add --format {', '.join(_FORMATS)} or table"
+        raise UsageError(msg)
+    return kinds[path.suffix.lower()]
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:

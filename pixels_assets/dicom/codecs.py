@@ -725,7 +725,7 @@ def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, l
     return array
 
 
-_SCALED_JPEG_SAMPLES = 1 << 20
+_SCALED_JPEG_SAMPLES = 3 << 18
 """Below this many samples the plain decoder is as fast."""
 
 _SMALL_DECODERS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription, int, float], Array | None], ...]] = {

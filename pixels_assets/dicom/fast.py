@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from math import isfinite
 from typing import Final, NamedTuple
 
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.charset import default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement, empty_value_for_VR
@@ -927,7 +927,8 @@ def _name(vr: str, value: bytes, is_plain: bool) -> Converted:
     if not is_plain or b"=" in value or not _PRINTABLE(value):
         return None
     text = value.decode("ascii").rstrip(" \0")
-    return (f'{{"vr":"{vr}","Value":[{{"Alphabetic":"{text}"}}]}}' if text else f'{{"vr":"{vr}"}}'), PersonName(text)
+    name = PersonName(text, validation_mode=config.IGNORE)
+    return (f'{{"vr":"{vr}","Value":[{{"Alphabetic":"{text}"}}]}}' if text else f'{{"vr":"{vr}"}}'), name
 
 
 def _values(vr: str, values: list[int] | list[float]) -> Converted:

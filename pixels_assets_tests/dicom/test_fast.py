@@ -177,6 +177,7 @@ def is_read_fast(data):
         ("PN", b"A^B^^"),
         ("PN", b"A^B\\C^D"),
         ("PN", b" =="),
+        ("PN", b"A" * 200),
         ("SH", b"\x1b$B"),
         ("SL", struct.pack("<l", -5)),
         ("SS", struct.pack("<3h", -5, 6, 7)),

@@ -97,8 +97,8 @@ def session_config(settings: Settings, more: Mapping[str, str] | None = None) ->
 
 
 @contextmanager
-def starting() -> Iterator[None]:
-    """Within the block a session is made, by whatever means.
+def starting(master: str) -> Iterator[None]:
+    """Within the block a session with this master is made, by whatever means.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def starting() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning, message="PySpark does not yet fully support pandas")
             yield
     except Exception as error:  # Spark and the bridge to its Java side have no base of their own
-        msg = f"Spark does not start: {_reason(error)}; is the master reachable, and is it of the same Spark version?"
+        msg = f"Spark does not start with {master}: {_reason(error)}; is that master running, and of the version of the pyspark installed here?"
         raise WorkerError(msg) from error
     finally:
         if is_main:  # Spark takes Ctrl-C for itself, and would leave Dagster without it

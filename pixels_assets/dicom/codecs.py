@@ -258,7 +258,7 @@ def decode_reduced(
     reduction : int
         How many times smaller, both ways, the picture may become.
     tolerance : float
-        What the values of a smaller picture may be off by, a little less on average than this, if that is less work.
+        What single coefficients of a smaller picture may be off by if that is less work; its values are off by about a third of it on average.
 
     Returns
     -------
@@ -675,8 +675,7 @@ _SAFE_INT16 = 24_000
 def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
     """OpenJPEG by way of Pillow, without the bit planes that nobody would see where the codestream allows that."""
     data = data[found.start :] if found.start else data
-    planes = int(tolerance).bit_length() - 1
-    if planes > 0 and found.samples == 1 and (fewer := without_low_planes(data, levels, planes)) is not None:
+    if tolerance > 1 and found.samples == 1 and (fewer := without_low_planes(data, levels, tolerance)) is not None:
         array = _small_openjpeg(fewer, found, levels)
         if array is not None and _spread(array) >= _SPREAD * tolerance:
             return array
@@ -726,7 +725,7 @@ def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, l
     return array
 
 
-_SCALED_JPEG_SAMPLES = 1 << 20
+_SCALED_JPEG_SAMPLES = 3 << 18
 """Below this many samples the plain decoder is as fast."""
 
 _SMALL_DECODERS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription, int, float], Array | None], ...]] = {

@@ -2,20 +2,23 @@
 
 Holds the two kinds of headers that the pixel modules read, and how their values are asked for. Must not read streams or pixel data.
 
-`RawImage` serves what is usual straight from the bytes and makes no pydicom object for it; what is unusual (sequences, a VR that the dictionary does
-not give, lookup tables in sequences) it asks the pydicom data set for, which is made then and only then.
+`RawImage` serves what is usual straight from the bytes, items of sequences too, and makes no pydicom object for it; what is unusual (a VR that the
+dictionary does not give, other attributes) it asks the pydicom data set for, which is made then and only then.
 """
 
 import logging
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 
-__all__ = ["ImageHeader", "RawImage", "has", "is_big_endian", "number", "numbers", "text", "value"]
+from pixels_assets.dicom.items import OddItemsError, item_elements
+
+__all__ = ["ImageHeader", "RawImage", "has", "is_big_endian", "item", "number", "numbers", "text", "value"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ _USUAL: dict[str, tuple[int, str]] = {
     "RescaleSlope": (0x00281053, "DS"),
     "VOILUTFunction": (0x00281056, "CS"),
     "MaximumFractionalValue": (0x0062000E, "US"),
+    "LUTDescriptor": (0x00283002, "US or SS"),
     **{f"{colour}PaletteColorLookupTableDescriptor": (0x00281101 + place, "US or SS") for place, colour in enumerate(("Red", "Green", "Blue"))},
 }
 """Attributes that `RawImage` reads itself."""
@@ -54,6 +58,7 @@ _USUAL: dict[str, tuple[int, str]] = {
 _BYTES: dict[str, int] = {
     "ExtendedOffsetTable": 0x7FE00001,
     "ExtendedOffsetTableLengths": 0x7FE00002,
+    "LUTData": 0x00283006,
     **{f"{colour}PaletteColorLookupTableData": 0x00281201 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
     **{f"Segmented{colour}PaletteColorLookupTableData": 0x00281221 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
 }
@@ -71,15 +76,19 @@ class RawImage:
         Whether binary numbers are little endian.
     full : callable
         Makes the pydicom data set of the same header; called at most once.
+    implicit : bool
+        Whether VRs are not written within sequences.
     """
 
-    __slots__ = ("_dataset", "_full", "_raw", "little")
+    __slots__ = ("_dataset", "_full", "_items", "_raw", "implicit", "little")
 
-    def __init__(self, raw: Callable[[int], RawValue | None], *, little: bool, full: Callable[[], pydicom.Dataset]) -> None:
+    def __init__(self, raw: Callable[[int], RawValue | None], *, little: bool, full: Callable[[], pydicom.Dataset], implicit: bool = False) -> None:
         self._raw = raw
         self.little = little
+        self.implicit = implicit
         self._full = full
         self._dataset: pydicom.Dataset | None = None
+        self._items: dict[tuple[str, int], ImageHeader | None] = {}
 
     @property
     def dataset(self) -> pydicom.Dataset:
@@ -92,26 +101,52 @@ class RawImage:
         """Whether there is an element of this tag."""
         return self._raw(tag) is not None
 
-    def numbers(self, keyword: str) -> list[float]:
+    def numbers(self, keyword: str) -> Sequence[float]:
         """See `numbers`."""
         usual = _USUAL.get(keyword)
         if usual is None:
             tag = tag_for_keyword(keyword)
-            return numbers(self.dataset, keyword) if tag is not None and self.has(tag) else []
+            return numbers(self.dataset, keyword) if tag is not None and self.has(tag) else ()
         tag, vr = usual
         found = self._raw(tag)
         if found is None:
-            return []
+            return ()
         written, data = found
         if written is not None and written not in vr:
             return numbers(self.dataset, keyword)
         if vr in ("US", "US or SS"):
-            if len(data) % 2:
-                return []
             # A descriptor holds a number of entries, which has no sign, whatever its VR is.
             letter = "h" if written == "SS" and not keyword.endswith("Descriptor") else "H"
-            return list(map(float, struct.unpack(f"{'<' if self.little else '>'}{len(data) // 2}{letter}", data)))
-        return _parse(data, whole=vr == "IS")
+            read, form = _unpack, ("<" if self.little else ">") + letter
+        else:
+            read, form = _parse, vr
+        return read(data, form) if len(data) <= _REMEMBERED else read.__wrapped__(data, form)
+
+    def item(self, keyword: str, index: int) -> "ImageHeader | None":
+        """See `item`."""
+        key = keyword, index
+        if key not in self._items:
+            self._items[key] = self._find_item(keyword, index)
+        return self._items[key]
+
+    def _find_item(self, keyword: str, index: int) -> "ImageHeader | None":
+        found = self._raw(tag_for_keyword(keyword) or 0)
+        if found is None:
+            return None
+        vr, data = found
+        if self.little and vr in ("SQ", None):
+            try:
+                elements = item_elements(data, index, implicit=self.implicit)
+            except OddItemsError:
+                return item(self.dataset, keyword, index)
+            if elements is None:
+                return None
+            return RawImage(elements.get, little=True, implicit=self.implicit, full=lambda: self._plain_item(keyword, index))
+        return item(self.dataset, keyword, index)
+
+    def _plain_item(self, keyword: str, index: int) -> pydicom.Dataset:
+        found = item(self.dataset, keyword, index)
+        return found if isinstance(found, pydicom.Dataset) else pydicom.Dataset()
 
     def data(self, keyword: str) -> bytes | None:
         """Bytes of a value, None when it is absent or empty."""
@@ -133,14 +168,27 @@ class RawImage:
 ImageHeader = pydicom.Dataset | RawImage
 
 
-def _parse(data: bytes, *, whole: bool) -> list[float]:
-    """Parse decimal strings; none of them when one is not a number."""
+_REMEMBERED = 64
+"""Most bytes of a value whose numbers are remembered: a series says the same in each of its objects."""
+
+
+@lru_cache(maxsize=4096)
+def _unpack(data: bytes, form: str) -> tuple[float, ...]:
+    """Read binary numbers of two bytes; `form` is the byte order and the letter of `struct`."""
+    if len(data) % 2:
+        return ()
+    return tuple(map(float, struct.unpack(f"{form[0]}{len(data) // 2}{form[1]}", data)))
+
+
+@lru_cache(maxsize=4096)
+def _parse(data: bytes, vr: str) -> tuple[float, ...]:
+    """Parse decimal strings; none of them when one is not a number, or not a whole one where the VR is IS."""
     try:
-        values = [float(part.strip(b" \0")) for part in data.split(b"\\")]
+        values = tuple(float(part.strip(b" \0")) for part in data.split(b"\\"))
     except ValueError:
-        return []
-    if not all(map(math.isfinite, values)) or b"_" in data or (whole and any(found % 1 for found in values)):
-        return []
+        return ()
+    if not all(map(math.isfinite, values)) or b"_" in data or (vr == "IS" and any(found % 1 for found in values)):
+        return ()
     return values
 
 
@@ -178,7 +226,18 @@ def value(header: ImageHeader, keyword: str) -> Any:
         return None
 
 
-def numbers(header: ImageHeader, keyword: str) -> list[float]:
+def item(header: ImageHeader, keyword: str, index: int) -> ImageHeader | None:
+    """Item of a sequence as a header of its own; None when there is none."""
+    if isinstance(header, RawImage):
+        return header.item(keyword, index)
+    items = value(header, keyword)
+    if not isinstance(items, pydicom.Sequence) or index >= len(items):
+        return None
+    found: pydicom.Dataset = items[index]
+    return found
+
+
+def numbers(header: ImageHeader, keyword: str) -> Sequence[float]:
     """All values of an attribute as finite numbers; empty when it is absent or one of them is not a finite number."""
     if isinstance(header, RawImage):
         return header.numbers(keyword)
@@ -194,7 +253,8 @@ def numbers(header: ImageHeader, keyword: str) -> list[float]:
 
 def number(header: ImageHeader, keyword: str) -> float | None:
     """First value of an attribute as a finite number, None when it has none."""
-    return next(iter(numbers(header, keyword)), None)
+    found = numbers(header, keyword)
+    return found[0] if found else None
 
 
 def text(header: ImageHeader, keyword: str) -> str:

@@ -5,7 +5,7 @@ and allocates nothing that the header claims before the bytes are seen to be the
 """
 
 from array import array as number_array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
@@ -31,6 +31,7 @@ from pixels_assets.dicom.codecs import (
 )
 from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
 from pixels_assets.dicom.reader import Header
+from pixels_assets.dicom.transfer_syntax import IMPLICIT_LITTLE
 
 __all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
@@ -71,8 +72,12 @@ class PixelSource:
         """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
         if header.pixel_offset is None:
             return None
-        described: Mapping[int, tuple[str, bytes]] | None = getattr(header, "described", None)
-        image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
+        image: ImageHeader
+        if header.described is None:
+            image = header.dataset
+        else:
+            implicit = header.transfer_syntax == IMPLICIT_LITTLE
+            image = RawImage(header.described.get, little=True, implicit=implicit, full=lambda: header.dataset)
         return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
 
@@ -143,7 +148,7 @@ def read_frame(source: PixelSource, *, max_bytes: int, index: int | None = None,
     reduction : int
         A picture this many times smaller both ways is good enough: codecs that get at one with less work may give it, or one less reduced.
     tolerance : float
-        What the stored values of such a smaller picture may be off by.
+        What the stored values of such a smaller picture may be off by, see `codecs.decode_reduced`.
 
     Returns
     -------

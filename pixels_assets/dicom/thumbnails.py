@@ -164,10 +164,12 @@ def _jpeg(shown: NDArray[np.uint8]) -> bytes:
 
 def _has_few_colours(shown: NDArray[np.uint8]) -> bool:
     """Whether no more than so many colours are used; a few pixels tell of most pictures that there are more."""
-    some: NDArray[np.unsignedinteger] = shown[::8, ::8]
-    if some.ndim == 3:
-        some = some.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    if len(np.unique(some)) > _FEW_COLOURS:
+    some = shown[::8, ::8]
+    if shown.ndim == 2:
+        used = int(np.count_nonzero(np.bincount(some.reshape(-1))))
+    else:
+        used = len(np.unique(some.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)))
+    if used > _FEW_COLOURS:
         return False
     return Image.fromarray(shown).getcolors(_FEW_COLOURS) is not None
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
 from pixels_assets import __version__
-from pixels_assets.dicomweb import qido, wado
+from pixels_assets.dicomweb import qido, rendered, stow, wado
 from pixels_assets.dicomweb.guard import Guard, is_loopback
 from pixels_assets.dicomweb.index import Index
 from pixels_assets.dicomweb.metrics import Metrics
@@ -67,7 +67,9 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     app.state.service = service
     app.include_router(qido.routes(service), prefix=PREFIX)
     app.include_router(wado.routes(service), prefix=PREFIX)
-    app.include_router(viewer_routes(service))
+    app.include_router(rendered.routes(service), prefix=PREFIX)
+    app.include_router(stow.routes(service, metrics), prefix=PREFIX)
+    app.include_router(rendered.uri_routes(service))
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Exception) -> Response:
@@ -105,6 +107,7 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     async def page() -> Response:
         return Response(_PAGE, media_type="text/html")
 
+    app.include_router(viewer_routes(service))  # last: it has the page for every address that nothing else has
     return Guard(app, web, metrics)
 
 

@@ -20,7 +20,7 @@ from pixels_assets.dicomweb.objects import Source
 from pixels_assets.intake.filetype import identify
 from pixels_assets.settings import Limits
 
-__all__ = ["PYDICOM", "FrameIndex", "header_of", "index_frames", "native_bytes", "pixel_source", "read_stored"]
+__all__ = ["PYDICOM", "FrameIndex", "header_of", "index_frames", "native_bytes", "read_stored"]
 
 PYDICOM = threading.Lock()
 """Held while pydicom reads or writes a data set: how it warns is a setting of the whole process."""
@@ -108,13 +108,6 @@ def _dataset_offset(stream: BinaryIO, length: int) -> tuple[int, tuple[str, ...]
     return found.dataset_offset or 0, found.flags
 
 
-def pixel_source(header: Header) -> PixelSource | None:
-    """Where a header's pixel data are; None without any."""
-    if header.pixel_offset is None:
-        return None
-    return PixelSource(header.dataset, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
-
-
 def index_frames(header: Header) -> FrameIndex:
     """Find the frames of an object.
 
@@ -123,7 +116,7 @@ def index_frames(header: Header) -> FrameIndex:
     NoPixels
         There are none.
     """
-    source = pixel_source(header)
+    source = PixelSource.of(header)
     if source is None:
         raise NoPixels(Reason.NO_PIXEL_DATA, "the object has no pixel data")
     codec = CODECS.get(source.transfer_syntax)
@@ -250,7 +243,7 @@ def syntax_of_frames(index: FrameIndex) -> str:
 
 def decode_frame(header: Header, frame: int, max_bytes: int) -> Frame:
     """Decode one frame, 0-based."""
-    source = pixel_source(header)
+    source = PixelSource.of(header)
     if source is None:
         raise NoPixels(Reason.NO_PIXEL_DATA, "the object has no pixel data")
     return read_frame(source, max_bytes=max_bytes, index=frame)

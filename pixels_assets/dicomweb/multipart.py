@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 __all__ = ["BadBody", "Boundary", "PartReader"]
@@ -96,11 +97,7 @@ class PartReader:
             self._parser = MultipartParser(self.boundary, callbacks)  # type: ignore[arg-type]
         try:
             self._parser.write(data)
-        except OSError:
-            raise
-        except Exception as error:  # the library has several kinds for a malformed body
-            if isinstance(error, BadBody):
-                raise
+        except FormParserError as error:
             msg = f"the multipart body is malformed ({type(error).__name__})"
             raise BadBody(msg) from None
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pixels_assets.dicomweb.caching import Cache
@@ -29,7 +30,7 @@ from pixels_assets.intake.tarfiles import BLOCK, TarArchive
 from pixels_assets.intake.zipfiles import ZipArchive
 from pixels_assets.settings import MIB, TIB, Limits
 
-__all__ = ["Gone", "Objects", "Source"]
+__all__ = ["Gone", "Objects", "Source", "file_source"]
 
 _MEMORY_BYTES = 256 * MIB
 _DISK_BYTES = 4096 * MIB
@@ -100,6 +101,12 @@ class _FileSource(Source):
         if self._owned and self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def file_source(path: Path) -> Source:
+    """Open a file of our own."""
+    descriptor = os.open(path, _FLAGS)
+    return _FileSource(descriptor, os.fstat(descriptor).st_size)
 
 
 class _MemorySource(Source):

@@ -14,12 +14,14 @@ import numpy as np
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from isal import igzip
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 
 from pixels_assets.dicom.codecs import Codec, NoPixels, Reason
+from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header
 from pixels_assets.dicom.transfer_syntax import EXPLICIT_LITTLE, IMPLICIT_LITTLE
-from pixels_assets.dicomweb.frames import FrameIndex, decode_frame, header_of, is_plain, native_bytes, pixel_source, read_stored, swapped_bytes
+from pixels_assets.dicomweb.frames import FrameIndex, decode_frame, header_of, is_plain, native_bytes, read_stored, swapped_bytes
 from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose
@@ -27,13 +29,13 @@ from pixels_assets.dicomweb.objects import Gone, Source
 from pixels_assets.dicomweb.service import PREFIX, Service
 from pixels_assets.dicomweb.transcoding import CannotTranscode, to_explicit_little
 
-__all__ = ["base_url", "find", "find_all", "problem", "routes"]
+__all__ = ["MEDIA", "base_url", "bytes_of", "find", "find_all", "frame_bytes", "parse_frames", "plan_frames", "problem", "routes", "send_instance"]
 
 _MOST_FRAMES = 10_000
 _MOST_BYTES = 1 << 31
 _BROWSERS = frozenset(f"1.2.840.10008.1.2.{number}" for number in ("5", *(f"4.{part}" for part in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203))))
 """Transfer syntaxes of frames that viewers in a browser decode; 51 only with 8 bits."""
-_MEDIA = {
+MEDIA = {
     **{f"1.2.840.10008.1.2.4.{number}": "image/jpeg" for number in (50, 51, 57, 70)},
     **{f"1.2.840.10008.1.2.4.{number}": "image/jls" for number in (80, 81)},
     **{f"1.2.840.10008.1.2.4.{number}": "image/jp2" for number in (90, 91)},
@@ -167,7 +169,7 @@ def _transcoded(service: Service, source: Source) -> bytes:
     if not isinstance(header, Header):
         msg = "the header can no longer be read"
         raise CannotTranscode(msg)
-    return to_explicit_little(source.stream(), pixel_source(header), max_bytes=min(_MOST_BYTES, 4 * service.settings.limits.max_frame_bytes))
+    return to_explicit_little(source.stream(), PixelSource.of(header), max_bytes=min(_MOST_BYTES, 4 * service.settings.limits.max_frame_bytes))
 
 
 def _present(service: Service, snapshot: Snapshot, instances: Sequence[Instance]) -> list[Instance]:
@@ -218,6 +220,11 @@ async def _send_objects(service: Service, snapshot: Snapshot, instances: list[In
         yield boundary.tail
 
     return StreamingResponse(parts(), status, headers | {"Content-Type": boundary.content_type(DICOM)})
+
+
+async def send_instance(service: Service, snapshot: Snapshot, instance: Instance, syntax: str | None) -> Response:
+    """Send one object on its own: in a transfer syntax, as it is stored for None."""
+    return await _send_objects(service, snapshot, [instance], _Plan((syntax or ANY_SYNTAX,), multipart=False))
 
 
 async def _body(service: Service, snapshot: Snapshot, instance: Instance, plan: _Plan) -> tuple[str, bytes]:
@@ -354,10 +361,10 @@ def plan_frames(index: FrameIndex, wanted: Sequence[MediaRange]) -> _FramePlan:
                 return _FramePlan(OCTETS, stored, decode=False, multipart=item.multipart)
             if not plain and syntax in {None, ANY_SYNTAX, EXPLICIT_LITTLE} and index.codec is not Codec.VIDEO:
                 return _FramePlan(OCTETS, EXPLICIT_LITTLE, decode=True, multipart=item.multipart)
-        media = _MEDIA.get(stored)
+        media = MEDIA.get(stored)
         if not plain and media is not None and item.media != "*/*" and item.matches(media) and syntax in {None, ANY_SYNTAX, stored}:
             return _FramePlan(media, stored, decode=False, multipart=item.multipart)
-    offered = [f"{OCTETS}; transfer-syntax={EXPLICIT_LITTLE}"] + ([] if plain else [f"{_MEDIA.get(stored, OCTETS)}; transfer-syntax={stored}"])
+    offered = [f"{OCTETS}; transfer-syntax={EXPLICIT_LITTLE}"] + ([] if plain else [f"{MEDIA.get(stored, OCTETS)}; transfer-syntax={stored}"])
     msg = f"available are {', '.join(offered)}"
     raise NotAcceptable(msg)
 
@@ -452,13 +459,8 @@ def _bulk(service: Service, snapshot: Snapshot, instance: Instance, path: str) -
         if not isinstance(header, Header):
             msg = "the header can no longer be read"
             raise Gone(msg)
-        element, raw = _element_at(header, path)
-        if isinstance(raw, RawDataElement) and raw.value is None and raw.length:
-            header.stream.seek(raw.value_tell)
-            data, vr = header.stream.read(raw.length), raw.VR or "UN"
-        else:
-            data, vr = element.value, element.VR
-        if not isinstance(data, bytes):
+        data, vr = _bytes_at(header, path)
+        if data is None:
             raise HTTPException(404, "the element holds no bulk data")
         little = header.dataset.original_encoding[1] is not False
         width = 1 if little else _WORDS.get(vr, 1)
@@ -474,18 +476,25 @@ def _swap(data: bytes, width: int) -> bytes:
     return swapped_bytes(data[:whole], 8 * width) + data[whole:]
 
 
-def _element_at(header: Header, path: str) -> tuple[DataElement, Any]:
+def bytes_of(header: Header, dataset: Dataset, tag: int) -> tuple[bytes | None, str]:
+    """Bytes of a binary element and its VR; None for an element of another kind. Long ones were left in the object, and are read now."""
+    raw: Any = dataset.get_item(tag)
+    if isinstance(raw, RawDataElement) and raw.value is None and raw.length:
+        header.stream.seek(raw.value_tell)
+        return header.stream.read(raw.length), raw.VR or "UN"
+    element = dataset[tag]
+    return (element.value if isinstance(element.value, bytes) else None), element.VR
+
+
+def _bytes_at(header: Header, path: str) -> tuple[bytes | None, str]:
+    """Bytes and VR of the element that a reference of the metadata names: tag, or sequence/item/.../tag."""
     parts = path.split("/")
     dataset: Any = header.dataset
     try:
         for sequence, item in zip(parts[:-1:2], parts[1:-1:2], strict=True):
             dataset = dataset[int(sequence, 16)].value[int(item)]
-        tag = int(parts[-1], 16)
-        raw = dataset.get_item(tag)
-        if isinstance(raw, RawDataElement) and raw.value is None and raw.length:
-            return DataElement(tag, "UN", b""), raw
-        return dataset[tag], raw
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+        return bytes_of(header, dataset, int(parts[-1], 16))
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError):
         raise HTTPException(404, "there is no such element") from None
 
 

@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -36,6 +36,7 @@ Progress = Callable[[int], None]
 _START = "import sys; from pixels_assets.engines.worker import main; main(*map(int, sys.argv[1:]))"
 _POLL_SECONDS = 0.05
 _ENDING_SECONDS = 5.0
+_SWOLLEN = 256 * MIB
 _CHANCES = 2  # what is in hand when a process dies may be innocent: of what an earlier object broke, or of what the system was short of
 _ENDS_AT_REST = 3
 _ENDS_IN_A_FILE = 100  # each costs half a second and the way back through the file
@@ -92,6 +93,7 @@ class _Worker:
     def __init__(self, worker_bytes: int) -> None:
         self.worker_bytes = worker_bytes
         self.task: _Task | None = None
+        self._indexed_before = 0
         self._stopped: _End | None = None
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
@@ -132,6 +134,19 @@ class _Worker:
     @property
     def state(self) -> State:
         return self._monitor.read()
+
+    @property
+    def indexed(self) -> int:
+        """Rows made since the last `start_counting`."""
+        return self.state.indexed - self._indexed_before
+
+    @property
+    def is_swollen(self) -> bool:
+        """Whether it holds so much at rest that the next large object might be refused for what earlier ones left."""
+        return _resident(self.process.pid) > max(_SWOLLEN, self.worker_bytes // 2)
+
+    def start_counting(self) -> None:
+        self._indexed_before = self.state.indexed
 
     def give(self, task: _Task, spec: IndexSpec) -> None:
         self.task = task
@@ -180,10 +195,48 @@ class _Worker:
         self._opened.close()
 
 
+class _Spares:
+    """Processes between two engines."""
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.workers: list[_Worker] = []
+
+    def take(self, worker_bytes: int) -> _Worker | None:
+        """Hand out a process that is limited to this much memory, if there is one."""
+        for worker in self.workers:
+            if worker.worker_bytes == worker_bytes:
+                self.workers.remove(worker)
+                if worker.process.poll() is None:
+                    return worker
+                worker.close()
+                return self.take(worker_bytes)
+        return None
+
+    def close(self) -> None:
+        while self.workers:
+            self.workers.pop().close()
+
+
+_spares = _Spares()
+
+
+@contextmanager
+def keep_workers() -> Iterator[None]:
+    """Let processes of an engine that is left within the block wait for the next one, so that batches in a row pay for their start once."""
+    _spares.holders += 1
+    try:
+        yield
+    finally:
+        _spares.holders -= 1
+        if not _spares.holders:
+            _spares.close()
+
+
 class LocalEngine:
     """A pool of worker processes.
 
-    Use as a context manager; the processes live until it is left.
+    Use as a context manager; the processes live until it is left, or longer within `keep_workers`.
 
     Parameters
     ----------
@@ -201,6 +254,12 @@ class LocalEngine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None and _spares.holders:
+            _spares.workers += self._pool
+            self._pool.clear()
+        self._close()
+
+    def _close(self) -> None:
         for worker in self._pool:
             worker.close()
         self._pool.clear()
@@ -233,6 +292,8 @@ class LocalEngine:
         """
         tasks = deque(_Task(shard) for shard in sorted(shards, key=lambda shard: -shard.size))
         outcome, indexed_before = Outcome(), 0
+        for worker in self._pool:
+            worker.start_counting()
         try:
             while tasks or any(worker.task for worker in self._pool):
                 self._hand_out(tasks, spec)
@@ -249,21 +310,24 @@ class LocalEngine:
                         continue
                     worker.task = None
                     end = _early_end(message, worker)
+                    # A process that ran out of memory may be full of what earlier objects left.
+                    is_spent = message is None or message.out_of_memory or worker.is_swollen
+                    if is_spent:
+                        indexed_before += worker.indexed
+                        self._pool.remove(worker)
+                        worker.close()
                     if end is None:
                         continue
                     tasks.appendleft(task)
-                    if message is None or message.out_of_memory:  # a process that ran out of memory may be full of what earlier objects left
-                        indexed_before += worker.state.indexed
-                        self._pool.remove(worker)
-                        worker.close()
+                    if is_spent:
                         discard_attempt(spec, task.shard)
                     _blame(task, end)
                 for worker in self._pool:
                     worker.watch(spec.settings.object_seconds)
                 if progress is not None:
-                    progress(indexed_before + sum(worker.state.indexed for worker in self._pool))
+                    progress(indexed_before + sum(worker.indexed for worker in self._pool))
         except BaseException:
-            self.__exit__(None, None, None)
+            self._close()
             discard_attempt(spec)
             raise
         return outcome
@@ -274,7 +338,8 @@ class LocalEngine:
             if idle:
                 worker = idle.pop()
             else:
-                worker = _Worker(spec.settings.worker_bytes)
+                worker = _spares.take(spec.settings.worker_bytes) or _Worker(spec.settings.worker_bytes)
+                worker.start_counting()
                 self._pool.append(worker)
             worker.give(tasks.popleft(), spec)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, plan_shards
+from pixels_assets.engines.indexing import IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
 from pixels_assets.errors import BatchError, SourceVanishedError
 from pixels_assets.intake.objects import SourceFile, os_path
@@ -18,6 +18,12 @@ from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_part
 from pixels_assets.lake.commit import LOCK_SECONDS, CommitResult, commit, is_committed, table_lock
 from pixels_assets.lake.parts import Part
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, Table
+from pixels_assets.settings import MIB
+
+_SHARDS_PER_WORKER = 8
+"""So that the last shard that is worked on keeps the other workers waiting for a few hundredths of the batch's time at most."""
+_SHARD_FILES = 16, 256
+_SHARD_BYTES = 4 * MIB, 64 * MIB
 
 _SIGNS_OF_ABSENCE = ("not_found", "io_error")
 
@@ -82,19 +88,24 @@ def index_batch(
     wanted = [file for file in to_read(list(files)) if only is None or file.path in only]
     before = _identities(wanted)
     _require_sources(before, before)
-    outcome = engine.run(plan_shards(wanted), spec, progress)
+    outcome = engine.run(_shards(wanted, spec.settings.worker_count), spec, progress)
     if any(outcome.tally.codes[code] for code in _SIGNS_OF_ABSENCE):
         try:
             _require_sources(before, _identities(wanted))
         except SourceVanishedError:
             discard_attempt(spec)
             raise
-    commits = {
-        table.name: commit(spec.lake, table, spec.batch, outcome.parts.get(table.name, []), run_id=run_id, only=only)
-        for table in OUTPUTS
-        if table.name in spec.outputs
-    }
+    commits = {table.name: commit(spec.lake, table, spec.batch, outcome.parts.get(table.name, []), run_id=run_id, only=only) for table in spec.tables}
     return Indexed(commits, outcome.tally)
+
+
+def _shards(files: Sequence[SourceFile], workers: int) -> list[Shard]:
+    """Cut a batch so that its workers end at about the same time, and no finer: each shard becomes a part file of each table."""
+
+    def share(total: int, least: int, most: int) -> int:
+        return min(max(-(-total // (workers * _SHARDS_PER_WORKER)), least), most)
+
+    return plan_shards(files, max_files=share(len(files), *_SHARD_FILES), max_bytes=share(sum(file.length for file in files), *_SHARD_BYTES))
 
 
 def commit_raw_files(lake: Path, batch: str, files: list[SourceFile], *, attempt: str, run_id: str) -> CommitResult:

@@ -30,7 +30,7 @@ from pyspark.sql.functions import udf
 from pyspark.sql.types import BinaryType
 
 from pixels_assets.engines import executor
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, discard_attempt, plan_shards
+from pixels_assets.engines.indexing import IndexSpec, Shard, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
 from pixels_assets.errors import PixelsError, UsageError, WorkerError
 from pixels_assets.intake.listing import Listing
@@ -203,7 +203,7 @@ class SparkEngine:
             raise
         # What attempts left that were lost, or that came second.
         kept = {Path(part.path).name for parts in outcome.parts.values() for part in parts}
-        for output in OUTPUTS:
+        for output in spec.tables:
             remove_parts(spec.lake, output, spec.batch, f"{spec.attempt}-", keep=kept)
         return outcome
 

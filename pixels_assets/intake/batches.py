@@ -15,8 +15,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+
+import orjson
 
 from pixels_assets.errors import BatchError, LakeError
 from pixels_assets.intake.objects import Change, Failure, SourceFile, Status
@@ -65,10 +68,20 @@ class Manifests:
             There is no such batch in this lake, or its manifest is damaged.
         """
         try:
-            return list(self._lines(key))
+            return list(_files(self._read(key)))
         except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, KeyError, TypeError) as error:
             msg = f"the manifest {self._file(key)} is damaged ({type(error).__name__}); restore it from a backup: it says what the batch is"
             raise BatchError(msg) from error
+
+    def packed(self, key: str) -> bytes:
+        """Return the manifest as it lies on disk: gzipped JSON Lines.
+
+        Raises
+        ------
+        BatchError
+            There is no such batch in this lake.
+        """
+        return self._read(key)
 
     def digest(self, key: str) -> str:
         """First 16 hex digits of the manifest's SHA-256: the same batch key in another lake has another digest."""
@@ -90,7 +103,7 @@ class Manifests:
             self.folder.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
                 for file in files:
-                    packed.write(json.dumps(asdict(file), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+                    packed.write(_line(file) + b"\n")
                 packed.close()
                 raw.flush()
                 os.fsync(raw.fileno())
@@ -111,16 +124,6 @@ class Manifests:
         finally:
             os.close(descriptor)
 
-    def _lines(self, key: str) -> Iterator[SourceFile]:
-        packed = self._read(key)
-        if not packed:  # which gzip takes for nothing
-            raise EOFError
-        for line in gzip.decompress(packed).splitlines():
-            row = json.loads(line)
-            failure = row.pop("failure")
-            row["change"] = Change(row["change"])
-            yield SourceFile(**row, failure=Failure(Status(failure["status"]), failure["code"], failure["message"]) if failure else None)
-
     def _read(self, key: str) -> bytes:
         if not KEY.fullmatch(key):
             msg = f"batch key {key!r} does not look like 20260102T030405-0001; `pixels status` lists the batches"
@@ -133,6 +136,27 @@ class Manifests:
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
+
+
+@lru_cache(maxsize=2)  # the steps of a batch ask for its files again and again
+def _files(packed: bytes) -> tuple[SourceFile, ...]:
+    if not packed:  # which gzip takes for nothing
+        raise EOFError
+    return tuple(map(_file, gzip.decompress(packed).splitlines()))
+
+
+def _file(line: bytes) -> SourceFile:
+    row = orjson.loads(line)
+    failure = row.pop("failure")
+    row["change"] = Change(row["change"])
+    return SourceFile(**row, failure=Failure(Status(failure["status"]), failure["code"], failure["message"]) if failure else None)
+
+
+def _line(file: SourceFile) -> bytes:
+    try:
+        return orjson.dumps(file)
+    except TypeError:  # text or a number that orjson does not take
+        return json.dumps(asdict(file), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def next_key(keys: list[str], now: datetime) -> str:

@@ -6,9 +6,8 @@ A batch is newer than another when its key is greater. The newest batch that nam
 all older batches about that file, and about what was inside it, are not. That holds in whatever order batches run and are run again.
 """
 
-import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pixels_assets.intake.objects import MEMBER, Change, SourceFile, Status, folder_prefix, row_id
-from pixels_assets.lake.commit import open_table, part_files
+from pixels_assets.intake.objects import Change, SourceFile, Status, row_id
+from pixels_assets.intake.paths import extension, path_tags, relative_path
+from pixels_assets.lake.commit import open_table, part_files, parts_holding
 from pixels_assets.lake.parts import Part, microseconds, part_from_table
-from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS
+from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, Table
+from pixels_assets.settings import MIB
 
 RETRIED = (Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
 """Statuses that another attempt may heal by itself."""
@@ -29,10 +30,9 @@ RETRIED = (Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
 ATTEMPTS = 3
 """After so many attempts no further one is due by itself; `pixels retry` still makes one."""
 
-_EXTENSION = re.compile(r"\.(\w+)(?:!~[0-9]+)?\Z")
-_TAG_END = re.compile(r"([0-9a-zA-Z]+)[_./:@]")
-_PATH_TAGS = 5
 _ROWS_AT_ONCE = 512
+_PART_ROWS = 10_000
+_PART_BYTES = 48 * MIB
 
 
 def superseded_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozenset[str]:
@@ -43,9 +43,9 @@ def superseded_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozens
 def retired_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozenset[str]:
     """Files that a batch's manifest names and older batches hold rows of, unless newer batches name them: those older rows are not current."""
     named = {file.path for file in files} | {file.previous_path for file in files if file.previous_path}
-    older = _journal(lake).filter(pl.col("batch") < batch, pl.col("path").is_in(list(named))).select("path").unique().collect()
+    older = _named(lake, "path", named, lambda other: other < batch)
     # Rows of one file leave all other batches at once, so a batch that runs late must leave alone what a newer one has replaced already.
-    return frozenset(older["path"]) - _newer(lake, batch, named)
+    return frozenset(older - _newer(lake, batch, named))
 
 
 def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str, superseded: frozenset[str]) -> Iterator[Part]:
@@ -65,17 +65,20 @@ def catalog_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str,
     Yields
     ------
     Part
-        One for each part of `dicom_metadata` that holds a current row.
+        As few as memory allows: a catalog of many small files would be slow to read.
     """
     sources = {file.path: file.source for file in files}
     old = pa.array(sorted(superseded), pa.string())
     images = _Thumbnails(part_files(lake, THUMBNAILS, [batch]))
-    for number, rows in enumerate(
-        _metadata(lake, batch, [name for name in DICOM_METADATA.column_names if name not in {"header", "file_meta", "batch"}])
-    ):
-        current = rows.filter(pc.invert(pc.is_in(rows["original_path"], old)))
-        if current.num_rows:
-            yield part_from_table(lake, OBJECT_CATALOG, batch, f"{attempt}-{number:05d}", _catalog_rows(current, images, sources))
+    wanted = [name for name in DICOM_METADATA.column_names if name not in {"header", "file_meta", "batch"}]
+
+    def current() -> Iterator[pa.Table]:
+        for rows in _metadata(lake, batch, wanted):
+            kept = rows.filter(pc.invert(pc.is_in(rows["original_path"], old)))
+            if kept.num_rows:
+                yield _catalog_rows(kept, images, sources)
+
+    yield from _parts(lake, OBJECT_CATALOG, batch, attempt, current())
 
 
 def quarantine_parts(lake: Path, batch: str, attempt: str, superseded: frozenset[str], retried: frozenset[str] | None) -> Iterator[Part]:
@@ -88,19 +91,33 @@ def quarantine_parts(lake: Path, batch: str, attempt: str, superseded: frozenset
     names = ["path", "original_path", "length", "file_type", "status", "error_code", "error_message", "content_hash"]
     before = pl.scan_delta(open_table(lake, QUARANTINE.name)).filter(pl.col("batch") == batch).select("path", "attempts").collect()
     attempts_before = dict(before.iter_rows())
-    number = 0
-    for rows in _metadata(lake, batch, names):
-        bad = rows.filter(pc.invert(pc.or_(pc.is_in(rows["status"], healthy), pc.is_in(rows["original_path"], old))))
-        if not bad.num_rows:
-            continue
-        attempts = [
-            attempts_before.get(path, 0) + (retried is None or original in retried or path not in attempts_before)
-            for path, original in zip(bad["path"].to_pylist(), bad["original_path"].to_pylist(), strict=True)
-        ]
-        due = [status in RETRIED and count < ATTEMPTS for status, count in zip(bad["status"].to_pylist(), attempts, strict=True)]
-        columns = {name: bad[name] for name in names} | {"attempts": pa.array(attempts, pa.int32()), "retry_due": pa.array(due, pa.bool_())}
-        yield part_from_table(lake, QUARANTINE, batch, f"{attempt}-{number:05d}", _table(QUARANTINE.arrow, columns))
-        number += 1
+
+    def bad() -> Iterator[pa.Table]:
+        for rows in _metadata(lake, batch, names):
+            found = rows.filter(pc.invert(pc.or_(pc.is_in(rows["status"], healthy), pc.is_in(rows["original_path"], old))))
+            if not found.num_rows:
+                continue
+            attempts = [
+                attempts_before.get(path, 0) + (retried is None or original in retried or path not in attempts_before)
+                for path, original in zip(found["path"].to_pylist(), found["original_path"].to_pylist(), strict=True)
+            ]
+            due = [status in RETRIED and count < ATTEMPTS for status, count in zip(found["status"].to_pylist(), attempts, strict=True)]
+            columns = {name: found[name] for name in names} | {"attempts": pa.array(attempts, pa.int32()), "retry_due": pa.array(due, pa.bool_())}
+            yield _table(QUARANTINE.arrow, columns)
+
+    yield from _parts(lake, QUARANTINE, batch, attempt, bad())
+
+
+def _parts(lake: Path, table: Table, batch: str, attempt: str, pieces: Iterable[pa.Table]) -> Iterator[Part]:
+    """Write pieces of a table side by side, a part whenever enough of them are in memory."""
+    held: list[pa.Table] = []
+    number = rows = size = 0
+    for piece in chain(pieces, [None]):
+        if held and (piece is None or rows + piece.num_rows > _PART_ROWS or size + piece.nbytes > _PART_BYTES):
+            yield part_from_table(lake, table, batch, f"{attempt}-{number:05d}", pa.concat_tables(held))
+            held, rows, size, number = [], 0, 0, number + 1
+        if piece is not None:
+            held, rows, size = [*held, piece], rows + piece.num_rows, size + piece.nbytes
 
 
 def raw_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str) -> Iterator[Part]:
@@ -129,37 +146,25 @@ def to_read(files: list[SourceFile]) -> list[SourceFile]:
     return [file for file in files if file.change is not Change.REMOVED]
 
 
-def relative_path(path: str, source: str) -> str:
-    """Path of an object below its source folder."""
-    return path.removeprefix(folder_prefix(source))
-
-
-def extension(path: str) -> str:
-    """Letters, digits and underscores after the last dot of the name, case kept; '' when there is none. Says nothing about the content."""
-    found = _EXTENSION.search(path)
-    return found.group(1) if found else ""
-
-
-def path_tags(relative: str) -> list[str]:
-    """Return the last five words of a relative path, cut after every run of letters and digits that a ``_ . / : @`` follows."""
-    return _TAG_END.sub(r"\1,", relative.replace(MEMBER, "/")).split(",")[-_PATH_TAGS:]
-
-
-def _journal(lake: Path) -> pl.LazyFrame:
-    return pl.scan_delta(open_table(lake, RAW_FILES.name)).select("path", "previous_path", "batch")
-
-
 def _newer(lake: Path, batch: str, paths: set[str]) -> frozenset[str]:
     """Those of the paths that newer batches name, as where a file is or as where it was."""
-    named, later = list(paths), _journal(lake).filter(pl.col("batch") > batch)
-    left = later.filter(pl.col("previous_path").is_in(named)).select(path="previous_path")
-    found = pl.concat([later.filter(pl.col("path").is_in(named)).select("path"), left]).unique().collect()
-    return frozenset(found["path"])
+    return frozenset().union(*(_named(lake, column, paths, lambda other: other > batch) for column in ("path", "previous_path")))
+
+
+def _named(lake: Path, column: str, paths: set[str], which: Callable[[str], bool]) -> set[str]:
+    """Those of the paths that some batches have in a column of `raw_files`. Parts that cannot hold them are not opened."""
+    wanted, found = pa.array(sorted(paths), pa.string()), set()
+    for batch, file in parts_holding(lake, RAW_FILES, column, paths):
+        if which(batch):
+            with pq.ParquetFile(file) as source:
+                values = source.read(columns=[column], use_threads=False)[column]
+            found.update(values.filter(pc.is_in(values, wanted)).to_pylist())
+    return found
 
 
 def _metadata(lake: Path, batch: str, columns: list[str]) -> Iterator[pa.Table]:
     """Rows of a batch's metadata, a part at a time; columns that a part is too old to have are NULL."""
-    for file in part_files(lake, DICOM_METADATA, [batch]):
+    for file in sorted(part_files(lake, DICOM_METADATA, [batch])):
         yield ds.dataset([file], schema=DICOM_METADATA.part_arrow, format="parquet").to_table(columns=columns)
 
 

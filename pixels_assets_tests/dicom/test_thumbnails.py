@@ -219,7 +219,7 @@ def test_reduced_wavelets_keep_sign_depth_and_place(kind, bits, signed, shape):
         data = imagecodecs.jpeg2k_encode(array, reversible=not lossy, level=60 if lossy else 0, codecformat="j2k", bitspersample=bits)
         source = coded(array, "1.2.840.10008.1.2.4.91", data, bits)
     mean, scale, _ = difference(source)
-    assert mean < 1.5
+    assert mean < 2
     assert scale > 1
 
 

@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import gc
 import io
 import os
 import resource
@@ -22,7 +23,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
-from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task
+from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task, keep_workers
 from pixels_assets.engines.worker import RESTING, State
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
@@ -110,6 +111,7 @@ def command_of(pid):
 
 
 def open_descriptors(pid):
+    gc.collect()  # what earlier tests left behind does not count, nor does it go just now
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
@@ -459,3 +461,46 @@ def test_rows_do_not_depend_on_workers_and_shards(tmp_path):
     assert len(expected) == 30
     for name, workers, max_files in (("2", 2, 7), ("3", 2, 1)):
         assert run(tmp_path / name, files, workers=workers, shards=plan_shards(files, max_files=max_files)) == expected
+
+
+def test_processes_wait_for_the_next_engine_while_they_are_kept_and_end_with_the_block(tmp_path):
+    files = written(tmp_path / "in", a=CT, b=MR)
+    used = []
+    with keep_workers():
+        for name, worker_bytes in (("first", 512 * MIB), ("second", 512 * MIB), ("third", 300 * MIB)):
+            counts = []
+            with LocalEngine(1) as engine:
+                engine.run([Shard(0, tuple(files))], spec_of(tmp_path / name, worker_bytes=worker_bytes), counts.append)
+                used.append([worker.process.pid for worker in engine._pool])
+            assert max(counts) <= len(files)  # what an earlier engine's run had read does not count again
+        assert used[0] == used[1] != used[2]  # a process that was limited to other memory is not used
+        assert all(Path(f"/proc/{pid}").exists() for pid in used[0] + used[2])
+    assert not any(Path(f"/proc/{pid}").exists() for pid in used[0] + used[2])
+
+
+def test_a_process_that_died_while_it_was_kept_is_replaced(tmp_path):
+    files = written(tmp_path / "in", a=CT)
+    with keep_workers():
+        with LocalEngine(1) as engine:
+            engine.run([Shard(0, tuple(files))], spec_of(tmp_path / "first"))
+            (worker,) = engine._pool
+        worker.process.kill()
+        worker.process.wait()
+        with LocalEngine(1) as engine:
+            outcome = engine.run([Shard(0, tuple(files))], spec_of(tmp_path / "second"))
+    assert outcome.tally.statuses == {"indexed": 1}
+
+
+def test_an_engine_that_failed_keeps_no_process(tmp_path):
+    shards, pids = [Shard(0, tuple(written(tmp_path / "in", a=CT)))], []
+
+    def failing() -> None:
+        with LocalEngine(1) as engine:
+            engine.run(shards, spec_of(tmp_path))
+            pids.append(engine._pool[0].process.pid)
+            raise ZeroDivisionError
+
+    with keep_workers():
+        with pytest.raises(ZeroDivisionError):
+            failing()
+        assert not Path(f"/proc/{pids[0]}").exists()

@@ -1,0 +1,94 @@
+"""Pictures of objects."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixels_assets_tests.dicomweb.test_wado import parts_of, url_of
+
+CT = url_of("CT_small.dcm")
+
+
+def picture(response):
+    assert response.status_code == 200, response.text
+    return Image.open(io.BytesIO(response.content))
+
+
+def test_an_instance_is_shown_as_jpeg_or_png(server):
+    assert picture(server.http.get(f"{CT}/rendered")).format == "JPEG"
+    assert picture(server.http.get(f"{CT}/rendered", headers={"accept": "image/png"})).format == "PNG"
+    assert picture(server.http.get(f"{CT}/rendered?accept=image/png", headers={"accept": "text/html"})).format == "PNG"
+    assert picture(server.http.get(f"{CT}/rendered", headers={"accept": "text/html,image/avif;q=0.9,*/*;q=0.8"})).size == (128, 128)
+
+
+def test_window_viewport_and_quality_change_the_picture(server):
+    plain = server.http.get(f"{CT}/rendered?quality=95")
+    assert len(server.http.get(f"{CT}/rendered?quality=10").content) < len(plain.content)
+    assert picture(server.http.get(f"{CT}/rendered?viewport=64,32")).size == (32, 32)
+    assert picture(server.http.get(f"{CT}/rendered?viewport=64,64,0,0,32,64")).size == (32, 64)
+    dark = np.asarray(picture(server.http.get(f"{CT}/rendered?accept=image/png&window=30000,100")))
+    light = np.asarray(picture(server.http.get(f"{CT}/rendered?accept=image/png&window=-30000,100,linear-exact")))
+    assert (dark.max(), light.min()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "quality=0",
+        "quality=x",
+        "window=1",
+        "window=a,b",
+        "window=1,0",
+        "window=1,2,cubic",
+        "viewport=0,1",
+        "viewport=1",
+        "viewport=99999,99999",
+        "viewport=9,9,500,500,9,9",
+    ],
+)
+def test_parameters_that_mean_nothing_are_refused(server, query):
+    assert server.http.get(f"{CT}/rendered?{query}").status_code == 400
+
+
+def test_frames_are_shown_one_or_many(server):
+    address = url_of("emri_small_jpeg_ls_lossless.dcm")
+    assert picture(server.http.get(f"{address}/frames/3/rendered")).format == "JPEG"
+    many = list(parts_of(server.http.get(f"{address}/frames/1,3/rendered")))
+    assert [kind for kind, _ in many] == ["image/jpeg"] * 2
+    assert server.http.get(f"{address}/frames/99/rendered").status_code == 404
+
+
+def test_series_and_studies_are_shown_as_pictures_of_their_objects(server):
+    for address in (CT.split("/instances")[0], CT.split("/series")[0]):
+        kinds = [kind for kind, _ in parts_of(server.http.get(f"{address}/rendered"))]
+        assert kinds == ["image/jpeg"]
+
+
+def test_what_has_no_pixels_is_not_shown(server):
+    for tail in ("/rendered", "/thumbnail"):
+        assert server.http.get(url_of("rtplan.dcm") + tail).status_code == 404
+
+
+def test_thumbnails_are_those_of_the_catalog(server):
+    found = [server.http.get(f"{address}/thumbnail?accept=image%2Fjpeg") for address in (CT, CT.split("/instances")[0], CT.split("/series")[0])]
+    assert len({response.content for response in found}) == 1
+    assert picture(found[0]).format == "JPEG"
+    assert max(picture(server.http.get(f"{CT}/thumbnail?viewport=32%2C32")).size) == 32
+
+
+def test_old_clients_are_served(server):
+    _, _, study, _, series, _, instance = CT.split("/")
+    query = {"requestType": "WADO", "studyUID": study, "seriesUID": series, "objectUID": instance}
+    base = server.url
+    assert picture(server.http.get(f"{base}/wado", params=query)).format == "JPEG"
+    assert picture(
+        server.http.get(f"{base}/wado", params=query | {"contentType": "image/png", "rows": "64", "windowCenter": "10", "windowWidth": "5"})
+    ).size == (64, 64)
+    whole = server.http.get(f"{base}/wado", params=query | {"contentType": "application/dicom"})
+    assert whole.content[128:132] == b"DICM"
+    assert server.http.get(f"{base}/wado", params=query | {"frameNumber": "2"}).status_code == 404
+    assert server.http.get(f"{base}/wado", params=query | {"requestType": "X"}).status_code == 400
+    assert server.http.get(f"{base}/wado", params=query | {"contentType": "text/html"}).status_code == 406
+    assert server.http.get(f"{base}/wado").status_code == 422

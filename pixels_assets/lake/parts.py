@@ -53,7 +53,7 @@ class Part:
     ----------
     table : str
     path : str
-        Relative to the table's folder: ``batch=<key>/<name>.parquet``.
+        Relative to the table's folder: ``batch=<key>/<name>.parquet``, in a table that is not partitioned ``<name>.parquet``.
     size : int
         Bytes of the file.
     rows : int
@@ -141,7 +141,8 @@ class PartFile:
     ----------
     lake : Path
     table : Table
-    batch : str
+    batch : str or None
+        None: the table is not partitioned.
     name : str
         First part of the file's name; a random token follows, so that no file is ever written twice.
     schema : pyarrow.Schema
@@ -153,9 +154,9 @@ class PartFile:
         The file cannot be written.
     """
 
-    def __init__(self, lake: Path, table: Table, batch: str, name: str, schema: pa.Schema) -> None:
+    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema) -> None:
         self._table, self._schema = table, schema
-        self._folder = lake / table.name / f"{PARTITION}={validate_batch(batch)}"
+        self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
         self._unfinished = self._folder / f"{_UNFINISHED}{self._final.name}"
         self._action = f"write a part of {table.name}"
@@ -197,7 +198,8 @@ class PartFile:
             size = self._unfinished.stat().st_size
             self._unfinished.replace(self._final)
             sync_folder(self._folder)
-        return Part(self._table.name, f"{self._folder.name}/{self._final.name}", size, self.rows, self._stats())
+        path = self._final.relative_to(self._folder.parent if self._table.partitioned else self._folder)
+        return Part(self._table.name, path.as_posix(), size, self.rows, self._stats())
 
     def abandon(self) -> None:
         """Remove the unfinished file, whatever state it is in."""

@@ -10,6 +10,7 @@ from pixels_assets.errors import UsageError
 from pixels_assets.orchestration.assets.catalog import object_catalog, quarantine
 from pixels_assets.orchestration.assets.extract import build_index_objects
 from pixels_assets.orchestration.assets.ingest import raw_files
+from pixels_assets.orchestration.assets.rollups import rollups
 from pixels_assets.orchestration.checks import CHECKS
 from pixels_assets.orchestration.executors import in_process_by_default
 from pixels_assets.orchestration.jobs import JOBS, schedules
@@ -17,7 +18,7 @@ from pixels_assets.orchestration.resources import default_resources
 from pixels_assets.orchestration.sensors import sensors
 from pixels_assets.settings import Settings
 
-ASSETS = [raw_files, object_catalog, quarantine]
+ASSETS = [raw_files, object_catalog, quarantine, rollups]
 
 
 def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Definitions:

@@ -22,6 +22,7 @@ from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
 from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_batches
+from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 _FAILURES_IN_A_ROW = 3
+_QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         ran = Ingested(found)
         _say_found(found, say)
         _run_pending(settings, instance, ran, say, asked)
+        _update_rollups(settings, instance, say)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -128,6 +131,8 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
         for number, (batch, objects) in enumerate(batches.items(), start=1):
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
+        if batches:
+            _update_rollups(settings, instance, say)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -199,8 +204,52 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
             raise PixelsError(msg)
 
 
-def _job(settings: Settings) -> dg.JobDefinition:
-    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def("ingest_batch")
+def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) -> None:
+    """Let the hierarchy follow, once for all batches, also when an earlier call did not come to it.
+
+    Raises
+    ------
+    PixelsError
+        It failed; the next call makes up for it.
+    """
+    if not are_behind(settings.lake):
+        return
+    started = time.monotonic()
+    config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
+    result = _execute(settings, instance, _job(settings, "update_rollups"), config)
+    if not result.success:
+        msg = f"patients, studies, series and instances are not up to date: {_reason(result)}; run the same command again"
+        raise PixelsError(msg)
+    say(f"patients, studies, series and instances brought up to date in {time.monotonic() - started:.1f} s")
+
+
+def _job(settings: Settings, name: str = "ingest_batch") -> dg.JobDefinition:
+    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def(name)
+
+
+def _execute(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    run_config: dict[str, object],
+    batch: str | None = None,
+    only: Sequence[dg.AssetKey] = (),
+) -> dg.ExecuteInProcessResult:
+    """Run a job in this process; an interrupted step is a KeyboardInterrupt."""
+    try:
+        result = job.execute_in_process(
+            partition_key=batch,
+            instance=instance,
+            asset_selection=list(only) or None,
+            run_config=run_config,
+            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
+            raise_on_error=False,
+        )
+    except dg.DagsterExecutionInterruptedError as interrupt:
+        raise KeyboardInterrupt from interrupt
+    if any(_interrupted(event) for event in result.all_events):
+        raise KeyboardInterrupt
+    return result
 
 
 def _run(
@@ -213,19 +262,7 @@ def _run(
     only: Sequence[dg.AssetKey] = (),
 ) -> bool:
     """Run the lineage of one batch, or only some of its assets, in this process; True when it came to the end."""
-    try:
-        result = job.execute_in_process(
-            partition_key=batch,
-            instance=instance,
-            asset_selection=list(only) or None,
-            run_config=_run_config(settings, retried),
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
-            raise_on_error=False,
-        )
-    except dg.DagsterExecutionInterruptedError as interrupt:
-        raise KeyboardInterrupt from interrupt
-    if any(_interrupted(event) for event in result.all_events):
-        raise KeyboardInterrupt
+    result = _execute(settings, instance, job, _run_config(settings, retried), batch, only)
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))
@@ -247,7 +284,7 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
             "index_objects": {"config": {"retry": list(retried)}},
             "pixels__quarantine": {"config": {"retry": list(retried)}},
         },
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        "loggers": _QUIET,
     }
 
 

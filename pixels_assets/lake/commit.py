@@ -21,10 +21,11 @@ import re
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -43,6 +44,7 @@ __all__ = [
     "CommitResult",
     "LivePart",
     "commit",
+    "commit_files",
     "committed",
     "create_tables",
     "is_committed",
@@ -170,7 +172,7 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
                 lake / table.name,
                 Schema.from_arrow(table.arrow),
                 mode="ignore",
-                partition_by=[PARTITION],
+                partition_by=table.partition_columns,
                 name=table.name,
                 description=table.meaning,
                 configuration=_CONFIGURATION | {"delta.dataSkippingStatsColumns": ",".join(table.statistics)},
@@ -507,6 +509,73 @@ def swap(lake: Path, table: Table, swaps: Sequence[tuple[Sequence[LivePart], Par
                     (lake / table.name / part.path).unlink()
 
 
+def commit_files(
+    lake: Path,
+    table: Table,
+    delta: DeltaTable,
+    parts: Sequence[Part],
+    removed: Iterable[tuple[str, int]],
+    *,
+    run_id: str,
+    marks: Mapping[str, int] = MappingProxyType({}),
+) -> int:
+    """Add and remove files of a table that is not partitioned, in one version of it.
+
+    Parameters
+    ----------
+    lake : Path
+    table : Table
+    delta : DeltaTable
+        The table at the version from which the files were computed. The caller holds a lock that keeps other writers out.
+    parts : sequence of Part
+    removed : iterable of (str, int)
+        Path, as the table names it, and bytes of each file that goes.
+    run_id : str
+        Recorded in the table's history as ``dagster_run_id``.
+    marks : mapping of str to int
+        Application transactions to set in the same version.
+
+    Returns
+    -------
+    int
+        The version.
+
+    Raises
+    ------
+    CommitConflictError
+        Another writer won; the table is as it was.
+    LakeError
+        The table cannot be read or written. Unless the message says otherwise, it is as it was.
+    """
+    now, token, before = time.time_ns() // 1_000_000, secrets.token_hex(8), delta.version()
+    actions: list[AddAction | RemoveAction] = [AddAction(part.path, part.size, {}, now, data_change=True, stats=part.stats) for part in parts]
+    actions += [RemoveAction(path, True, now, size, {}) for path, size in removed]
+    marks = {_COUNTER: (delta.transaction_version(_COUNTER) or 0) + 1, **marks}
+    error: OSError | DeltaError | None = None
+    try:
+        delta.create_write_transaction(
+            actions,
+            "append",
+            delta.schema(),
+            [],
+            commit_properties=CommitProperties(
+                custom_metadata={"dagster_run_id": run_id, "pixels_commit": token},
+                max_commit_retries=1,
+                app_transactions=[Transaction(name, version) for name, version in marks.items()],
+            ),
+        )
+    except (OSError, DeltaError) as raised:
+        error = raised
+    version = _landed(lake, table, delta, before, token, error)
+    if version is not None:
+        return version
+    if isinstance(error, CommitFailedError):
+        msg = f"{table.name} lost against another writer; run it again"
+        raise CommitConflictError(msg) from error
+    action = f"commit to {table.name}"
+    raise lake_error(action, lake / table.name, error or OSError("no version was written")) from error
+
+
 def _ledger(batch: str) -> str:
     return f"{_COUNTER}/{batch}"
 
@@ -530,8 +599,8 @@ def _additions(delta: DeltaTable, table: Table) -> list[Field]:
     remedy = "choose another folder with --lake, or move the table away and ingest again"
     found = {field.name: field for field in delta.schema().fields}
     additions = []
-    if delta.metadata().partition_columns != [PARTITION]:
-        msg = f"table {table.name} is partitioned by {delta.metadata().partition_columns}, not by {PARTITION}; {remedy}"
+    if delta.metadata().partition_columns != table.partition_columns:
+        msg = f"table {table.name} is partitioned by {delta.metadata().partition_columns}, not by {table.partition_columns}; {remedy}"
         raise LakeError(msg)
     for wanted in Schema.from_arrow(table.arrow).fields:
         field = found.get(wanted.name)

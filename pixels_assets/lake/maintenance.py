@@ -33,7 +33,7 @@ from deltalake.exceptions import DeltaError
 from pixels_assets.errors import CommitConflictError, UsageError
 from pixels_assets.lake.commit import LOCK_SECONDS, LivePart, live_parts, open_table, swap, table_lock
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors
-from pixels_assets.lake.schema import OBJECT_CATALOG, PARTITION, TABLES, Table
+from pixels_assets.lake.schema import OBJECT_CATALOG, TABLES, Table
 from pixels_assets.settings import MIB
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _maintain(lake: Path, table: Table, *, dry_run: bool, retention: timedelta) 
 
 def _groups(lake: Path, table: Table) -> tuple[int, list[list[LivePart]]]:
     """Count the live files, and choose those that are to become one, group by group."""
-    if PARTITION not in table.column_names:
+    if not table.partitioned:
         return len(open_table(lake, table.name).file_uris()), []
     live = live_parts(lake, table)
     groups: list[list[LivePart]] = []

@@ -11,7 +11,7 @@ from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists
-from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
+from pixels_assets.lake.schema import BATCH_TABLES, ROLLUPS
 from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
@@ -21,11 +21,14 @@ from pixels_assets.settings import home
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(
-        *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
-    )
-    | dg.AssetSelection.groups(EXTENSIONS),
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in BATCH_TABLES.values())) | dg.AssetSelection.groups(EXTENSIONS),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
+)
+
+update_rollups = dg.define_asset_job(
+    "update_rollups",
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in ROLLUPS.values())),
+    description="Bring patients, studies, series and instances up to date with object_catalog, however many batches changed it.",
 )
 
 
@@ -132,4 +135,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = (ingest_batch, discover_job, maintain_job)
+JOBS = (ingest_batch, discover_job, maintain_job, update_rollups)

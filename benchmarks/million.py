@@ -61,7 +61,7 @@ QUESTIONS = {
         "select count(*) from object_catalog where StudyDate between date '2019-03-01' and date '2019-03-31' and tag(meta, 'KVP')::double = 120"
     ),
     "search by tag(): in a sequence, all rows": (
-        "select tag(meta, 'RequestAttributesSequence.RequestedProcedureID') procedure, count(*) from object_catalog"
+        "select tag(meta, 'RequestAttributesSequence.RequestedProcedureID') as procedures, count(*) from object_catalog"
         " group by 1 order by 2 desc limit 5"
     ),
     "cohort: women aged 20 to 25": (

@@ -37,6 +37,7 @@ def test_one_partition_takes_a_batch_through_the_whole_lineage(place, figures, c
         "unzipped_archives": 1,
         "dicom_metadata": 6,
         "thumbnails": 6,
+        "annotations": 0,
         "object_catalog": 6,
         "quarantine": 1,
     }

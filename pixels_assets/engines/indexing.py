@@ -36,8 +36,10 @@ OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, ANN
 CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_HEAVY = ("meta", "file_meta", "header")  # what a row weighs is in these, but for some hundred bytes
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
+_NO_VALUES = dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -270,7 +272,7 @@ class _Stretch:
             tally.codes[str(metadata["error_code"])] += 1
         if THUMBNAILS.name in self.spec.outputs:
             tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
-        self.weight += sum(len(value) for value in metadata.values() if isinstance(value, str | bytes))
+        self.weight += sum([len(value) for name in _HEAVY if isinstance(value := metadata[name], str | bytes)])
         self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
         if logger.isEnabledFor(logging.DEBUG):
             before, self._ready = self._ready, time.perf_counter()
@@ -357,7 +359,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         "meta": None,
         "file_meta": None,
         "header": None,
-        **dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES),
+        **_NO_VALUES,
     }
     warnings = list(found.warnings)
     row["warnings"] = warnings
@@ -389,7 +391,8 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
     if not isinstance(header, Header):
         _fail(row, Failure(Status(header.status), header.code, header.message))
         return NoThumbnail(header.code, header.message), None
-    row.update(meta=header.meta, file_meta=header.file_meta, header=header.header, **header.values)
+    row["meta"], row["file_meta"], row["header"] = header.meta, header.file_meta, header.header
+    row.update(header.values)
     warnings += [warning for warning in header.warnings if warning not in warnings]
     if found.file_type != "dicomdir":
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]

@@ -111,8 +111,9 @@ class EngineResource(dg.ConfigurableResource):
 
         from pixels_assets.engines.spark import SparkEngine, session_config, starting
 
-        with starting():
-            session = LazyPySparkResource(spark_config=session_config(settings, self.spark_config)).spark_session
+        config = session_config(settings, self.spark_config)
+        with starting(config["spark.master"]):
+            session = LazyPySparkResource(spark_config=config).spark_session
         return SparkEngine(session, settings.spark_partitions)
 
 

@@ -277,7 +277,7 @@ def test_an_extractor_has_an_asset_that_is_made_in_the_same_run_and_can_be_made_
     assert figures(result).keys() == {"pixel_statistics"}
     place.write("MR_small.dcm")
     (batch,) = place.seal()
-    assert figures(place.run(batch, extractors="pixel_statistics")).keys() == {*TABLES, "pixel_statistics"}
+    assert figures(place.run(batch, extractors="pixel_statistics")).keys() == {*BATCH_TABLES, "pixel_statistics"}
     rows = place.rows("pixel_statistics")
     assert rows["has_pixel"].to_list() == [True, True]
     assert rows["batch"].n_unique() == 2

@@ -34,6 +34,7 @@ _STATISTICS = frozenset(
         "previous_path",
         "length",
         "status",
+        "subject",
         "file_type",
         "SOPClassUID",
         "SOPInstanceUID",
@@ -43,7 +44,7 @@ _STATISTICS = frozenset(
     | {"PatientID", "StudyDate", "Modality"}
 )
 # Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.
-_DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
+_DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "subject", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
 _LEVELS = ("patient", "study", "series", "instance")
 
 
@@ -421,10 +422,27 @@ def key_columns() -> tuple[Column, Column, Column]:
     return _PATH, _ORIGINAL_PATH_REQUIRED, _BATCH
 
 
+FINDINGS = Table(
+    "findings",
+    "One row per thing that is odd about an object, a series, a study or a patient.",
+    (
+        Column("code", pa.string(), "Stable snake_case word for what is odd.", nullable=False),
+        Column("level", pa.string(), "What it is about: instance, series, study or patient.", nullable=False),
+        *(typed_column(item) for item in ATTRIBUTES if item.keyword in {"PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"}),
+        Column("keyword", pa.string(), "The attribute, with the sequences that lead to it, separated by dots."),
+        Column("message", pa.string(), "One sentence on it, without patient data.", nullable=False),
+        Column("path", pa.string(), "Address of the object, where it is about one."),
+        Column("batch", pa.string(), "Key of the batch that brought the object, where it is about one."),
+        Column("subject", pa.string(), "Level and key in one: rows about the same thing are replaced together.", nullable=False),
+    ),
+    partitioned=False,
+    key=("subject",),
+)
+
 BATCH_TABLES: dict[str, Table] = {
     table.name: table for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE)
 }
 """Tables that a run of one batch writes, partitioned by `batch`."""
-ROLLUPS: dict[str, Table] = {table.name: table for table in (PATIENTS, STUDIES, SERIES, INSTANCES, UID_CONFLICTS)}
+ROLLUPS: dict[str, Table] = {table.name: table for table in (PATIENTS, STUDIES, SERIES, INSTANCES, UID_CONFLICTS, FINDINGS)}
 """Tables made from the whole `object_catalog`, not partitioned."""
 TABLES: dict[str, Table] = BATCH_TABLES | ROLLUPS

@@ -121,7 +121,7 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="When object_catalog has changed, patients, studies, series and instances follow; one run for all batches that ran since.",
     )
-    def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
+    def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
             return dg.SkipReason("there is no lake yet")
         try:
@@ -134,7 +134,7 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
         if context.instance.get_runs(going, limit=1):
             return dg.SkipReason("a run brings the rollups up to date already")
         # One try for each version: what fails is tried again when the catalog has changed again, or from the UI.
-        return dg.RunRequest(run_key=state, tags={_LAKE_TAG: str(lake.path)})
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=state, tags={_LAKE_TAG: str(lake.path)})])
 
     return [arrivals, failed_batches, catalog_changed]
 

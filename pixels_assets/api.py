@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import polars as pl
@@ -98,6 +98,24 @@ class Catalog:
         from pixels_assets.lake import sql
 
         return sql.query(sql.connect(self.settings.lake, attach), statement, parameters)
+
+    def schema(self, name: str = "headers") -> list[dict[str, Any]]:
+        """Return the columns of a table as BigQuery's JSON schema: name, type, mode, and the fields of records.
+
+        Raises
+        ------
+        UsageError
+            There is no such table; the message names near ones.
+        """
+        from pixels_assets.lake.describe import bigquery_schema
+
+        return bigquery_schema(self.settings.lake, name)
+
+    def tags(self) -> pl.DataFrame:
+        """List every attribute that was seen: path, tag, creator, VR, objects that have it, their share, the batch that had it first."""
+        from pixels_assets.lake.describe import seen_tags
+
+        return seen_tags(self.settings.lake)
 
     def status(self) -> query.LakeStatus:
         """Figures of the lake."""

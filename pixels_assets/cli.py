@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pixels_assets import __version__
 from pixels_assets.errors import PixelsError, UsageError
@@ -29,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, bad files included. 1: the environment failed. 2: wrong arguments. 130: interrupted.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and options.command is not _bench:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more = more
     try:
         with _terminating_in_order():
             return _run(options)
@@ -118,6 +123,18 @@ def _parser() -> _Parser:
     sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
     sql.set_defaults(command=_sql)
 
+    bench = commands.add_parser("bench", add_help=False, help="the benchmarks, against peers; pixels bench --help")
+    bench.set_defaults(command=_bench, lake=None, verbose=False)
+    schema = commands.add_parser("schema", parents=[common], help="columns of a table as BigQuery shows them, nested")
+    schema.add_argument("--table", default="headers", metavar="NAME", help="which table (default: headers)")
+    schema.add_argument("--format", choices=["table", "json"], default="table", help="json is what BigQuery takes as a schema (default: table)")
+    schema.set_defaults(command=_schema)
+
+    tags = commands.add_parser("tags", parents=[common], help="every attribute that was seen, at every place: VR, objects, share, first batch")
+    tags.add_argument("--format", choices=["table", *_FORMATS], default="table", help="default: table")
+    tags.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result to a file")
+    tags.set_defaults(command=_tags)
+
     extract = commands.add_parser("extract", parents=[common], help="make the tables of extractors for what was ingested before")
     extract.add_argument("extractors", nargs="+", metavar="NAME", help="extractor, by name or as module:object; see docs/extractors.md")
     extract.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
@@ -197,6 +214,17 @@ def _maintain(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace, settings: Settings) -> int:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks" / "bench.py").exists():
+        msg = "the benchmarks are in the source checkout, not in the installed package; run this command there"
+        raise UsageError(msg)
+    sys.path.insert(0, str(checkout))
+    from importlib import import_module
+
+    return int(import_module("benchmarks.bench").main(options.more))
+
+
 def _extract(options: argparse.Namespace, settings: Settings) -> int:
     from pixels_assets.runs import extract
 
@@ -234,6 +262,37 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
         sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, attached)
         sys.stdout.flush()
     return 0
+
+
+def _schema(options: argparse.Namespace, settings: Settings) -> int:
+    import json
+
+    from pixels_assets.lake.describe import bigquery_schema, schema_lines
+
+    fields = bigquery_schema(settings.lake, options.table)
+    print(json.dumps(fields, indent=2) if options.format == "json" else "\n".join(schema_lines(fields)))
+    return 0
+
+
+def _tags(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.lake import sql
+    from pixels_assets.lake.describe import seen_tags
+
+    statement, seen = "select * from seen_tags", {"seen_tags": seen_tags(settings.lake)}
+    kind = _format_of(options.output) if options.output and options.format == "table" else options.format
+    if options.output:
+        sql.write_file(settings.lake, statement, options.output, kind, seen)
+    elif kind == "table":
+        for row in [("VR", "objects", "share", "first batch", "attribute"), *_tag_lines(seen["seen_tags"].iter_rows())]:
+            print("{:<3}{:>10}{:>8}  {:<22}  {}".format(*row))
+    else:
+        sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, seen)
+    return 0
+
+
+def _tag_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, ...]]:
+    for path, _, creator, vr, objects, share, batch in rows:
+        yield vr, f"{objects}", f"{share:.1%}", batch, path + (f" ({creator})" if creator else "")
 
 
 def _statement(options: argparse.Namespace) -> str:

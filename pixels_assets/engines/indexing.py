@@ -17,6 +17,7 @@ from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
+from pixels_assets.engines.annotating import annotation_row
 from pixels_assets.engines.extractors import Seen, load_extractors
 from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
@@ -24,19 +25,21 @@ from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
 from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, SourceFile, Status, os_path, row_id
 from pixels_assets.lake.parts import Part, PartWriter, remove_parts
-from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
+from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.settings import MIB, Settings
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
+OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, ANNOTATIONS)
 """Tables that every pass can write; each extractor that the settings name adds its own."""
 
 CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_HEAVY = ("meta", "file_meta", "header")  # what a row weighs is in these, but for some hundred bytes
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
+_NO_VALUES = dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -269,7 +272,7 @@ class _Stretch:
             tally.codes[str(metadata["error_code"])] += 1
         if THUMBNAILS.name in self.spec.outputs:
             tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
-        self.weight += sum(len(value) for value in metadata.values() if isinstance(value, str | bytes))
+        self.weight += sum([len(value) for name in _HEAVY if isinstance(value := metadata[name], str | bytes)])
         self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
         if logger.isEnabledFor(logging.DEBUG):
             before, self._ready = self._ready, time.perf_counter()
@@ -285,7 +288,12 @@ class _Stretch:
             )
 
     def add_extracted(self, seen: Seen) -> None:
-        """Let the extractors add their rows of the same object."""
+        """Add the row of an annotation, and let the extractors add their rows of the same object."""
+        if ANNOTATIONS.name in self.spec.outputs:
+            annotation = annotation_row(seen)
+            if annotation is not None:
+                self._write(ANNOTATIONS, annotation)
+                self.weight += len(str(annotation["items"]))
         for extractor in self.extractors:
             row = extractor.row(seen)
             if row is not None:
@@ -351,7 +359,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         "meta": None,
         "file_meta": None,
         "header": None,
-        **dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES),
+        **_NO_VALUES,
     }
     warnings = list(found.warnings)
     row["warnings"] = warnings
@@ -383,7 +391,8 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
     if not isinstance(header, Header):
         _fail(row, Failure(Status(header.status), header.code, header.message))
         return NoThumbnail(header.code, header.message), None
-    row.update(meta=header.meta, file_meta=header.file_meta, header=header.header, **header.values)
+    row["meta"], row["file_meta"], row["header"] = header.meta, header.file_meta, header.header
+    row.update(header.values)
     warnings += [warning for warning in header.warnings if warning not in warnings]
     if found.file_type != "dicomdir":
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]

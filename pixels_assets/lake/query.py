@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.objects import Status
+from pixels_assets.lake import headers
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed, open_table
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
@@ -64,8 +65,8 @@ def table_names(lake: Path) -> list[str]:
     """Names of all tables of a lake, those of extractors last."""
     with suppress(OSError):
         more = sorted(folder.name for folder in lake.iterdir() if folder.name not in TABLES and (folder / "_delta_log").is_dir())
-        return [*TABLES, *more]
-    return list(TABLES)
+        return [*TABLES, headers.NAME, *more]
+    return [*TABLES, headers.NAME]
 
 
 def scan(lake: Path, table: str) -> pl.LazyFrame:
@@ -77,6 +78,8 @@ def scan(lake: Path, table: str) -> pl.LazyFrame:
         There is no such table, or no lake.
     """
     _require(lake, table)
+    if table == headers.NAME:
+        return headers.scan_headers(lake)
     return pl.scan_delta(open_table(lake, table))
 
 
@@ -89,6 +92,10 @@ def dataset(lake: Path, table: str) -> ds.Dataset:
         There is no such table, or no lake.
     """
     _require(lake, table)
+    if table == headers.NAME:
+        return headers.headers_dataset(lake)
+    if not DeltaTable.is_deltatable(str(lake / table)):
+        return ds.dataset(TABLES[table].arrow.empty_table())  # of a lake that is older than the table
     return open_table(lake, table).to_pyarrow_dataset()
 
 
@@ -103,14 +110,15 @@ def status(lake: Path) -> LakeStatus:
     """Figures of a lake."""
     catalog = scan(lake, OBJECT_CATALOG.name)
     indexed = catalog.filter(pl.col("status") == "indexed")
+    # By hash and streamed: a million UIDs side by side would take more memory than all the rest of a run.
     distinct = indexed.select(
-        patients=pl.col("PatientID").drop_nulls().n_unique(),
-        studies=pl.col("StudyInstanceUID").drop_nulls().n_unique(),
-        series=pl.col("SeriesInstanceUID").drop_nulls().n_unique(),
-        instances=pl.col("SOPInstanceUID").drop_nulls().n_unique(),
-    ).collect()
-    statuses = catalog.group_by("status").len().sort("status").collect()
-    loose = catalog.filter(pl.col("path") == pl.col("original_path")).select(pl.col("length").sum()).collect().item()
+        patients=pl.col("PatientID").drop_nulls().hash().n_unique(),
+        studies=pl.col("StudyInstanceUID").drop_nulls().hash().n_unique(),
+        series=pl.col("SeriesInstanceUID").drop_nulls().hash().n_unique(),
+        instances=pl.col("SOPInstanceUID").drop_nulls().hash().n_unique(),
+    ).collect(engine="streaming")
+    statuses = catalog.group_by("status").len().sort("status").collect(engine="streaming")
+    loose = catalog.filter(pl.col("path") == pl.col("original_path")).select(pl.col("length").sum()).collect(engine="streaming").item()
     quarantine = (
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )

@@ -25,8 +25,7 @@ from deltalake import DeltaTable
 
 from pixels_assets.dicom.paths import json_path
 from pixels_assets.errors import PixelsError, UsageError
-from pixels_assets.lake.commit import open_table
-from pixels_assets.lake.query import require_lake, table_names
+from pixels_assets.lake.query import dataset, require_lake, table_names
 from pixels_assets.lake.schema import TABLES
 
 SHOWN_ROWS = 200
@@ -101,8 +100,7 @@ def connect(lake: Path, attached: Mapping[str, object] | None = None, *, writes:
     connection.create_function("_json_path", json_path, [str], str)
     connection.execute(_MACROS)
     for name in table_names(lake):
-        there = DeltaTable.is_deltatable(str(lake / name))
-        connection.register(name, open_table(lake, name).to_pyarrow_dataset() if there else TABLES[name].arrow.empty_table())
+        connection.register(name, dataset(lake, name))
     files = [_attach(connection, name, value, table_names(lake)) for name, value in (attached or {}).items()]
     connection.execute("set allowed_paths = $1", [[*(str(path) for path in files if path and path.is_file()), *writes]])
     connection.execute("set allowed_directories = $1", [[str(path) for path in files if path and path.is_dir()]])

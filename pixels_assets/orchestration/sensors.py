@@ -11,6 +11,7 @@ from itertools import islice
 import dagster as dg
 
 from pixels_assets.errors import PixelsError
+from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.lake.rollups import are_behind, catalog_state
@@ -126,7 +127,7 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
             return dg.SkipReason("there is no lake yet")
         try:
             state = catalog_state(lake.path)
-            if not are_behind(lake.path):
+            if not (are_behind(lake.path) or links_are_behind(lake.path)):
                 return dg.SkipReason("the rollups are up to date")
         except PixelsError as error:
             return dg.SkipReason(str(error))

@@ -16,7 +16,7 @@ from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.headers import update_headers
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists, finished_batches
-from pixels_assets.lake.schema import BATCH_TABLES, ROLLUPS
+from pixels_assets.lake.schema import BATCH_TABLES, LINKED, ROLLUPS
 from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.assets.headers import HEADERS_KEY
 from pixels_assets.orchestration.failures import failing_clearly
@@ -35,8 +35,8 @@ ingest_batch = dg.define_asset_job(
 
 update_rollups = dg.define_asset_job(
     "update_rollups",
-    selection=dg.AssetSelection.assets(HEADERS_KEY, *(asset_key(table) for table in ROLLUPS.values())),
-    description="Bring patients, studies, series, instances and headers up to date with object_catalog, however many batches changed it.",
+    selection=dg.AssetSelection.assets(HEADERS_KEY, *(asset_key(table) for table in (ROLLUPS | LINKED).values())),
+    description="Bring the hierarchy, headers, measurements and segmentations up to date with object_catalog, however many batches changed it.",
 )
 
 

@@ -203,6 +203,7 @@ def rebuild(settings: Settings, batches: Sequence[str] = (), *, say: Say = logge
         result = _execute(settings, instance, _job(settings, "rebuild"), config)
         if not result.success:
             raise PixelsError(_reason(result))
+        _update_rollups(settings, instance, say)
         figures = next(event.step_output_data.metadata for event in result.all_node_events if event.is_successful_output)
         return {name: int(str(value.value)) for name, value in figures.items()}
 

@@ -11,9 +11,7 @@ from pixels_assets.engines.run import rebuild_batch
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
-from pixels_assets.lake import rollups
 from pixels_assets.lake.changes import Discovery, Position, discover
-from pixels_assets.lake.headers import update_headers
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists, finished_batches
 from pixels_assets.lake.schema import BATCH_TABLES, LINKED, ROLLUPS
@@ -104,16 +102,13 @@ class RebuildConfig(dg.Config):
 
 @dg.op(description="Make metadata and typed columns again from the headers that the lake keeps. No source file is opened.")
 def rebuild_metadata(context: dg.OpExecutionContext, config: RebuildConfig, lake: LakeResource, engine: EngineResource) -> None:
-    """Replace `dicom_metadata` and `object_catalog` of batches, then let the hierarchy and the headers follow."""
+    """Replace `dicom_metadata` and `object_catalog` of batches; what follows the catalog then follows by itself."""
     with failing_clearly():
         root, settings, total = lake.prepared(), engine.settings(), Rebuilt()
         for number, batch in enumerate(finished_batches(root, config.batches)):
             attempt = f"{context.run.run_id}-{context.retry_number}-{number}"
             total.add(rebuild_batch(root, batch, settings, attempt=attempt, run_id=context.run.run_id))
             logger.info("batch %s: %d objects rebuilt so far", batch, total.rebuilt)
-        rollups.update_rollups(root, run_id=context.run.run_id)
-        if settings.headers:
-            update_headers(root, partition=settings.headers_partition, missing_date=settings.headers_missing_date)
     context.add_output_metadata(
         {"rebuilt": total.rebuilt, "without_header": total.kept, "unreadable_header": total.unreadable, "not_indexed": total.others}
     )

@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-compile -c constraints.txt
 NEEDS := constraints.txt pyproject.toml setup.cfg
 
-.PHONY: help run test lint ui install clean again
+.PHONY: help run test lint ui view install clean again
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed-test  ## check style, format and types
 ui: $(VENV)/.installed  ## Dagster on http://127.0.0.1:3000 (PORT=number for another port)
 	@mkdir -p var && echo "Dagster: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
 	@exec $(PY) -W ignore -m dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+
+view: $(VENV)/.installed var/viewer/.installed  ## OHIF on http://127.0.0.1:8090 (PORT=number for another port), over DICOMweb
+	@$(VENV)/bin/pixels serve --port $(if $(filter 3000,$(PORT)),8090,$(PORT))
 
 install: $(VENV)/.installed-test  ## only set up .venv, with all that the tests need
 
@@ -56,6 +59,18 @@ $(VENV)/.folder:
 $(VENV)/.installed: $(VENV)/.folder $(NEEDS)
 	@echo "installing into $(VENV): about a minute"
 	@$(PIP_INSTALL) -e .
+	@touch $@
+
+# The prebuilt viewer, by the lock's checksum. Its source maps and the models' runtime are not used, and larger than all the rest.
+var/viewer/.installed: pixels_assets/dicomweb/viewer/package-lock.json
+	@if ! command -v npm >/dev/null; then \
+	  echo "The viewer comes from npm, which is not here: apt-get install npm (macOS: brew install node). Without it, \`pixels serve\` serves DICOMweb alone." >&2; \
+	  exit 1; \
+	fi
+	@echo "installing the viewer into var/viewer: 50 MB"
+	@mkdir -p var/viewer && cp pixels_assets/dicomweb/viewer/package.json pixels_assets/dicomweb/viewer/package-lock.json var/viewer/
+	@cd var/viewer && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@rm -rf var/viewer/node_modules/@ohif/app/dist/ort && find var/viewer -name '*.map' -delete
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.folder $(NEEDS)

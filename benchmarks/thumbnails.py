@@ -210,9 +210,6 @@ def _lent(source: bytes, runner: Any) -> bytearray:
     return bytearray(imagecodecs.jpeg8_decode(source).tobytes())
 
 
-_lent.DECODER_DEPENDENCIES = {}  # type: ignore[attr-defined]
-
-
 def is_available(uid: str) -> bool:
     """Whether pydicom may ask for this decoder."""
     return True

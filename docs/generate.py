@@ -40,12 +40,12 @@ def readme(text: str) -> str:
 def _tables() -> Iterator[str]:
     yield "# The tables"
     yield ""
-    yield "Made from `pixels_assets/lake/schema.py` by `docs/generate.py`. Each is a Delta table below the lake's root, partitioned by `batch`."
+    yield "Made from `pixels_assets/lake/schema.py` by `docs/generate.py`. Each is a Delta table below the lake's root."
     for table in TABLES.values():
         yield ""
         yield f"## {table.name}"
         yield ""
-        yield table.meaning
+        yield f"{table.meaning} Partitioned by `batch`." if table.partitioned else table.meaning
         yield ""
         yield "| Column | Type | Meaning |"
         yield "| --- | --- | --- |"

@@ -1,16 +1,18 @@
 """The Python interface: `Catalog`. Thin: it opens no process and no Dagster before it is asked to ingest."""
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import polars as pl
+import pyarrow.dataset as ds
 
 from pixels_assets.lake import query
 from pixels_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from pixels_assets.lake.maintenance import Maintained
     from pixels_assets.runs import Ingested
 
 
@@ -46,6 +48,12 @@ class Catalog:
 
         return retry(self.settings, statuses)
 
+    def maintain(self, *, dry_run: bool = False) -> "list[Maintained]":
+        """Compact small files, write checkpoints, remove what no reader needs any more; see `pixels_assets.lake.maintenance`."""
+        from pixels_assets.lake.maintenance import maintain
+
+        return maintain(self.settings.lake, dry_run=dry_run)
+
     def load(self) -> pl.LazyFrame:
         """Open the object catalog as a lazy frame: one row per object now known."""
         return self.table("object_catalog")
@@ -60,16 +68,54 @@ class Catalog:
         """
         return query.scan(self.settings.lake, name)
 
-    def sql(self, statement: str, parameters: Sequence[object] = ()) -> duckdb.DuckDBPyRelation:
+    def arrow(self, name: str = "object_catalog") -> ds.Dataset:
+        """Open any table as an Arrow data set; ``.to_batches()`` streams it, ``.to_table(columns=..., filter=...)`` reads what is wanted.
+
+        Raises
+        ------
+        UsageError
+            There is no such table; the message names near ones.
+        """
+        return query.dataset(self.settings.lake, name)
+
+    def sql(self, statement: str, parameters: Sequence[object] = (), *, attach: Mapping[str, object] | None = None) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over all tables; ``.pl()``, ``.df()``, ``.arrow()`` or ``.fetchall()`` give the result.
 
         Parameters
         ----------
         statement : str
+            It can use the functions of `pixels_assets.lake.sql`, such as ``tag(meta, 'PatientName')``.
         parameters : sequence, optional
             Values for ``?`` in the statement.
+        attach : mapping of str to object, optional
+            More tables by name: a data frame, an Arrow table, or the path of a CSV, JSON or Parquet file, a folder of Parquet files, a Delta table.
+
+        Raises
+        ------
+        UsageError
+            The statement is malformed, writes, or names what is not there.
         """
-        return query.connect(self.settings.lake).sql(statement, params=list(parameters) or None)
+        from pixels_assets.lake import sql
+
+        return sql.query(sql.connect(self.settings.lake, attach), statement, parameters)
+
+    def schema(self, name: str = "headers") -> list[dict[str, Any]]:
+        """Return the columns of a table as BigQuery's JSON schema: name, type, mode, and the fields of records.
+
+        Raises
+        ------
+        UsageError
+            There is no such table; the message names near ones.
+        """
+        from pixels_assets.lake.describe import bigquery_schema
+
+        return bigquery_schema(self.settings.lake, name)
+
+    def tags(self) -> pl.DataFrame:
+        """List every attribute that was seen: path, tag, creator, VR, objects that have it, their share, the batch that had it first."""
+        from pixels_assets.lake.describe import seen_tags
+
+        return seen_tags(self.settings.lake)
 
     def status(self) -> query.LakeStatus:
         """Figures of the lake."""

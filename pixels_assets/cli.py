@@ -8,16 +8,18 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pixels_assets import __version__
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.settings import ENGINES, Settings, home
 
 _INTERRUPTED = 130
+_FORMATS = ("csv", "json", "parquet")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,6 +111,29 @@ def _parser() -> _Parser:
     _add_engine(retry)
     retry.set_defaults(command=_retry)
 
+    sql = commands.add_parser("sql", parents=[common], help="DuckDB over all tables, with helpers such as tag(meta, 'Modality')")
+    sql.add_argument("statement", nargs="?", metavar="SQL", help='such as "select Modality, count(*) from object_catalog group by 1"; - is stdin')
+    sql.add_argument("-f", "--file", type=Path, metavar="FILE", help="read the statement from a file")
+    sql.add_argument("--format", choices=["table", *_FORMATS], help="default: by the name of the output file, else table")
+    sql.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result to a file")
+    sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
+    sql.set_defaults(command=_sql)
+
+    schema = commands.add_parser("schema", parents=[common], help="columns of a table as BigQuery shows them, nested")
+    schema.add_argument("--table", default="headers", metavar="NAME", help="which table (default: headers)")
+    schema.add_argument("--format", choices=["table", "json"], default="table", help="json is what BigQuery takes as a schema (default: table)")
+    schema.set_defaults(command=_schema)
+
+    tags = commands.add_parser("tags", parents=[common], help="every attribute that was seen, at every place: VR, objects, share, first batch")
+    tags.add_argument("--format", choices=["table", *_FORMATS], default="table", help="default: table")
+    tags.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result to a file")
+    tags.set_defaults(command=_tags)
+
+    extract = commands.add_parser("extract", parents=[common], help="make the tables of extractors for what was ingested before")
+    extract.add_argument("extractors", nargs="+", metavar="NAME", help="extractor, by name or as module:object; see docs/extractors.md")
+    extract.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    extract.set_defaults(command=_extract)
+
     serve = commands.add_parser("serve", parents=[common], help="DICOMweb and the viewer over the lake")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; others than this machine need a token")
     serve.add_argument("--port", type=int, default=8090, metavar="N", help="port to listen at (default: 8090)")
@@ -118,6 +143,10 @@ def _parser() -> _Parser:
     serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="origin whose pages may use the server; may be repeated")
     serve.add_argument("--public-url", metavar="URL", help="how clients see the server, where a proxy stands before it")
     serve.set_defaults(command=_serve)
+
+    maintain = commands.add_parser("maintain", parents=[common], help="compact small files, write checkpoints, remove what no reader needs any more")
+    maintain.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    maintain.set_defaults(command=_maintain)
     return parser
 
 
@@ -162,9 +191,126 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     return _ended(ran.failed)
 
 
+def _maintain(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.lake.maintenance import maintain
+
+    _be_heard(settings)
+    for done in maintain(settings.lake, dry_run=options.dry_run):
+        steps = [
+            f"{done.compacted} of {done.files} files become {done.into}" if done.compacted else "",
+            "checkpoint" if done.checkpoint else "",
+            f"{done.vacuumed} old files removed" if done.vacuumed else "",
+            f"{done.log_files} files of the log removed" if done.log_files else "",
+        ]
+        print(f"{done.table:<20}{', '.join(filter(None, steps)) or 'in order'} ({done.seconds:.1f} s)")
+    if options.dry_run:
+        print("nothing was changed: this is what `pixels maintain` would do")
+    return 0
+
+
+def _extract(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.runs import extract
+
+    _be_heard(settings)
+    ran = extract(settings, options.extractors, say=_say)
+    print(f"{len(ran.batches)} batches, {ran.files} files in {ran.seconds:.1f} s")
+    return _ended(ran.failed)
+
+
 def _status(options: argparse.Namespace, settings: Settings) -> int:  # one signature for all commands
     _print_status(settings)
     return 0
+
+
+def _sql(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.lake import sql
+
+    statement = _statement(options)
+    attached = dict(map(_attachment, options.attach))
+    kind = options.format or (_format_of(options.output) if options.output else "table")
+    if kind == "table":
+        text = sql.as_text(settings.lake, statement, attached, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+        if options.output:
+            with sql.unfinished(settings.lake, options.output) as file:
+                file.write_text(f"{text}\n", encoding="utf-8")
+        else:
+            print(text)
+    elif options.output:
+        sql.write_file(settings.lake, statement, options.output, kind, attached)
+    elif kind == "parquet" and sys.stdout.isatty():
+        msg = "a terminal does not show Parquet; write it to a file with -o FILE"
+        raise UsageError(msg)
+    else:
+        sys.stdout.flush()
+        sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, attached)
+        sys.stdout.flush()
+    return 0
+
+
+def _schema(options: argparse.Namespace, settings: Settings) -> int:
+    import json
+
+    from pixels_assets.lake.describe import bigquery_schema, schema_lines
+
+    fields = bigquery_schema(settings.lake, options.table)
+    print(json.dumps(fields, indent=2) if options.format == "json" else "\n".join(schema_lines(fields)))
+    return 0
+
+
+def _tags(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.lake import sql
+    from pixels_assets.lake.describe import seen_tags
+
+    statement, seen = "select * from seen_tags", {"seen_tags": seen_tags(settings.lake)}
+    kind = _format_of(options.output) if options.output and options.format == "table" else options.format
+    if options.output:
+        sql.write_file(settings.lake, statement, options.output, kind, seen)
+    elif kind == "table":
+        for row in [("VR", "objects", "share", "first batch", "attribute"), *_tag_lines(seen["seen_tags"].iter_rows())]:
+            print("{:<3}{:>10}{:>8}  {:<22}  {}".format(*row))
+    else:
+        sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, seen)
+    return 0
+
+
+def _tag_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, ...]]:
+    for path, _, creator, vr, objects, share, batch in rows:
+        yield vr, f"{objects}", f"{share:.1%}", batch, path + (f" ({creator})" if creator else "")
+
+
+def _statement(options: argparse.Namespace) -> str:
+    """Read the statement from where it is."""
+    if options.file and options.statement:
+        msg = "give a statement or a file with one, not both"
+        raise UsageError(msg)
+    if options.file and str(options.file) != "-":
+        try:
+            return str(options.file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"the statement cannot be read from {options.file}: {getattr(error, 'strerror', 'it is not UTF-8')}"
+            raise UsageError(msg) from None
+    if options.statement and options.statement != "-":
+        return str(options.statement)
+    if not options.statement and not options.file and sys.stdin.isatty():
+        msg = "give a statement, -f FILE, or a statement on stdin"
+        raise UsageError(msg)
+    return sys.stdin.read()
+
+
+def _attachment(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        msg = f"--attach {text!r} is not NAME=FILE, such as ehr=patients.parquet"
+        raise UsageError(msg)
+    return name.strip(), path
+
+
+def _format_of(path: Path) -> str:
+    kinds = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table"}
+    if path.suffix.lower() not in kinds:
+        msg = f"the name {path.name} does not tell the format of the output; add --format {', '.join(_FORMATS)} or table"
+        raise UsageError(msg)
+    return kinds[path.suffix.lower()]
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:

@@ -5,18 +5,20 @@ from dataclasses import fields
 
 import dagster as dg
 
+from pixels_assets.engines.extractors import load_extractors
 from pixels_assets.errors import UsageError
 from pixels_assets.orchestration.assets.catalog import object_catalog, quarantine
-from pixels_assets.orchestration.assets.extract import index_objects
+from pixels_assets.orchestration.assets.extract import build_index_objects
 from pixels_assets.orchestration.assets.ingest import raw_files
+from pixels_assets.orchestration.assets.rollups import rollups
 from pixels_assets.orchestration.checks import CHECKS
 from pixels_assets.orchestration.executors import in_process_by_default
-from pixels_assets.orchestration.jobs import JOBS
+from pixels_assets.orchestration.jobs import JOBS, schedules
 from pixels_assets.orchestration.resources import default_resources
 from pixels_assets.orchestration.sensors import sensors
 from pixels_assets.settings import Settings
 
-ASSETS = [raw_files, index_objects, object_catalog, quarantine]
+ASSETS = [raw_files, object_catalog, quarantine, rollups]
 
 
 def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -49,9 +51,10 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
         msg = f"{sorted(unknown)} are neither resources nor settings; the resources are {', '.join(defaults)}, the settings {', '.join(names)}"
         raise UsageError(msg)
     return dg.Definitions(
-        assets=ASSETS,
+        assets=[*ASSETS, build_index_objects(load_extractors(settings))],
         asset_checks=CHECKS,
         jobs=JOBS,
+        schedules=schedules(watching=bool(settings.sources)),
         sensors=sensors(watching=bool(settings.sources), seconds=settings.watch_seconds),
         resources=defaults | resources,
         executor=in_process_by_default,

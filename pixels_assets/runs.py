@@ -7,11 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import dagster as dg
 
 from pixels_assets.definitions import build_definitions
+from pixels_assets.engines.extractors import load_extractors
 from pixels_assets.engines.local import keep_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
@@ -21,9 +22,11 @@ from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
 from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_batches
+from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 _FAILURES_IN_A_ROW = 3
+_QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
 @dataclass(slots=True)
@@ -97,6 +101,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         ran = Ingested(found)
         _say_found(found, say)
         _run_pending(settings, instance, ran, say, asked)
+        _update_rollups(settings, instance, say)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -126,6 +131,41 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
         for number, (batch, objects) in enumerate(batches.items(), start=1):
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
+        if batches:
+            _update_rollups(settings, instance, say)
+    ran.seconds = time.monotonic() - started
+    return ran
+
+
+def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info) -> Ingested:
+    """Make the tables of extractors for all batches that have run to the end: their objects are read again, for these tables only.
+
+    Parameters
+    ----------
+    settings : Settings
+        Its extractors are replaced by those named.
+    names : sequence of str
+        As in the setting `extractors`.
+    say : callable
+        Told how it goes, a line at a time.
+
+    Raises
+    ------
+    UsageError
+        There is no such extractor, or no lake.
+    """
+    started, ran = time.monotonic(), Ingested()
+    chosen = replace(settings, extractors=",".join(names))
+    keys = [asset_key(extractor.table) for extractor in load_extractors(chosen)]
+    pending = set(pending_batches(settings.lake))
+    batches = [batch for batch in manifests(settings.lake).keys() if batch not in pending]  # noqa: SIM118 - no mapping
+    _require_engine(settings)
+    with shared_instance() as instance, keep_workers():
+        register(instance, batches)
+        job = _job(chosen)
+        for number, batch in enumerate(batches, start=1):
+            say(f"batch {batch} ({number} of {len(batches)}): {', '.join(names)}")
+            _run(chosen, instance, job, batch, ran, only=keys)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -164,17 +204,44 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
             raise PixelsError(msg)
 
 
-def _job(settings: Settings) -> dg.JobDefinition:
-    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def("ingest_batch")
+def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) -> None:
+    """Let the hierarchy follow, once for all batches, also when an earlier call did not come to it.
+
+    Raises
+    ------
+    PixelsError
+        It failed; the next call makes up for it.
+    """
+    if not are_behind(settings.lake):
+        return
+    started = time.monotonic()
+    config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
+    result = _execute(settings, instance, _job(settings, "update_rollups"), config)
+    if not result.success:
+        msg = f"patients, studies, series and instances are not up to date: {_reason(result)}; run the same command again"
+        raise PixelsError(msg)
+    say(f"patients, studies, series and instances brought up to date in {time.monotonic() - started:.1f} s")
 
 
-def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition, batch: str, ran: Ingested, retried: Sequence[str] = ()) -> bool:
-    """Run the lineage of one batch in this process; True when it came to the end."""
+def _job(settings: Settings, name: str = "ingest_batch") -> dg.JobDefinition:
+    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def(name)
+
+
+def _execute(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    run_config: dict[str, object],
+    batch: str | None = None,
+    only: Sequence[dg.AssetKey] = (),
+) -> dg.ExecuteInProcessResult:
+    """Run a job in this process; an interrupted step is a KeyboardInterrupt."""
     try:
         result = job.execute_in_process(
             partition_key=batch,
             instance=instance,
-            run_config=_run_config(settings, retried),
+            asset_selection=list(only) or None,
+            run_config=run_config,
             tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
             raise_on_error=False,
         )
@@ -182,6 +249,20 @@ def _run(settings: Settings, instance: dg.DagsterInstance, job: dg.JobDefinition
         raise KeyboardInterrupt from interrupt
     if any(_interrupted(event) for event in result.all_events):
         raise KeyboardInterrupt
+    return result
+
+
+def _run(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    batch: str,
+    ran: Ingested,
+    retried: Sequence[str] = (),
+    only: Sequence[dg.AssetKey] = (),
+) -> bool:
+    """Run the lineage of one batch, or only some of its assets, in this process; True when it came to the end."""
+    result = _execute(settings, instance, job, _run_config(settings, retried), batch, only)
     if result.success:
         ran.batches.append(batch)
         ran.files += len(manifests(settings.lake).load(batch))
@@ -203,7 +284,7 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
             "index_objects": {"config": {"retry": list(retried)}},
             "pixels__quarantine": {"config": {"retry": list(retried)}},
         },
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        "loggers": _QUIET,
     }
 
 

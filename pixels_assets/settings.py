@@ -70,6 +70,9 @@ class Settings:
     object_seconds: float = _setting(60.0, "Time that one object may take before its worker is stopped.", at_least=0.1)
     worker_bytes: int = _setting(512 * MIB, "Memory that one worker process may hold; 105 MiB of it are the program.", at_least=128 * MIB)
     failure_share: float = _setting(0.1, "A batch in which more than this share of objects ends in one failing status gets a warning.", at_least=0)
+    extractors: str = _setting("", "Extractors to run in the same pass, by name or as module:object, joined by commas; see docs/extractors.md.")
+    patch_rules: Path | None = _setting(None, "File of rules for the extractor `patches`.")  # noqa: RUF009 - a field
+    patch_to: Path | None = _setting(None, "Folder for the corrected copies that the extractor `patches` writes.")  # noqa: RUF009 - a field
     log_level: str = _setting("INFO", "Level of the package's loggers: DEBUG, INFO, WARNING or ERROR.")
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
 
@@ -97,7 +100,7 @@ class Settings:
         values: dict[str, Any] = {"lake": home() / "var" / "lake", "limits": Limits(**_from_environment(Limits, "PIXELS_LIMIT_"))}
         values |= _from_environment(cls, "PIXELS_")
         values |= {name: value for name, value in overrides.items() if value is not None}
-        for name in ("lake", "extract_to"):
+        for name in ("lake", "extract_to", "patch_rules", "patch_to"):
             values[name] = Path(values[name]).expanduser().absolute() if values.get(name) else None
         values["sources"] = tuple(str(Path(source).expanduser().absolute()) for source in values.get("sources", ()))
         unknown = values.keys() - {item.name for item in fields(cls)}

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 
 from pixels_assets.lake.schema import TABLES
 
@@ -16,7 +17,8 @@ def table_hashes(lake: Path) -> dict[str, str]:
     """SHA-256 of each table's rows, every column included, by table name."""
     keys = sorted(pl.read_delta(str(lake / "raw_files"), columns=["batch"])["batch"].unique())
     places = {key: f"batch {place}" for place, key in enumerate(keys)}
-    return {name: rows_hash(pl.read_delta(str(lake / name)).with_columns(pl.col("batch").replace_strict(places))) for name in TABLES}
+    tables = {name: pl.read_delta(str(lake / name)) for name in TABLES}
+    return {name: rows_hash(rows.with_columns(cs.by_name("batch", require_all=False).replace_strict(places))) for name, rows in tables.items()}
 
 
 def table_hash(lake: Path) -> str:

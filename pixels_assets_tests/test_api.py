@@ -73,7 +73,9 @@ def test_every_table_can_be_read_and_asked_for(catalog, source) -> None:
     catalog.ingest(source)
     for name, table in TABLES.items():
         assert tuple(catalog.table(name).collect_schema().names()) == table.column_names
-        assert catalog.sql(f"select * from {name} where batch = '{catalog.status().batches[0]}'").columns == list(table.column_names)
+        assert catalog.sql(f"select * from {name}").columns == list(table.column_names)
+        rows = 0 if name in {"unzipped_archives", "quarantine", "uid_conflicts"} else 1
+        assert catalog.table(name).select(pl.len()).collect().item() == rows
 
 
 def test_sql_cannot_change_the_lake(catalog, source) -> None:

@@ -44,8 +44,8 @@ def test_the_code_location_loads_without_warnings_and_writes_nothing(tmp_path) -
 def test_everything_of_the_code_location_has_a_name_and_a_description() -> None:
     definitions = build_definitions()
     dg.Definitions.validate_loadable(definitions)
-    assert {sensor.name for sensor in definitions.sensors or []} == {"arrivals", "failed_batches"}
-    assert {"ingest_batch", "discover"} <= {job.name for job in definitions.resolve_all_job_defs()}
+    assert {sensor.name for sensor in definitions.sensors or []} == {"arrivals", "failed_batches", "catalog_changed"}
+    assert {"ingest_batch", "discover", "maintain", "update_rollups"} <= {job.name for job in definitions.resolve_all_job_defs()}
     assert definitions.resources is not None
     assert definitions.resources.keys() == {"lake", "engine", "sources"}
     assert all(sensor.description for sensor in definitions.sensors or [])

@@ -25,7 +25,7 @@ def partitions(definition):
 
 
 def described(definitions):
-    """One block for each asset, job, sensor and resource."""
+    """One block for each asset, job, sensor, schedule and resource."""
     graph = definitions.resolve_asset_graph()
     for level in graph.toposorted_asset_keys_by_level:
         for key in sorted(level):
@@ -55,6 +55,12 @@ def described(definitions):
         yield f"  by default  {sensor.default_status.value.lower()}"
         yield f"  requests    {', '.join(target.job_name for target in sensor.targets)}"
         yield ""
+    for schedule in sorted(definitions.schedules, key=lambda schedule: schedule.name):
+        yield f"schedule {schedule.name}"
+        yield f"  at          {schedule.cron_schedule}"
+        yield f"  by default  {schedule.default_status.value.lower()}"
+        yield f"  requests    {schedule.job_name}"
+        yield ""
     yield f"resources {', '.join(sorted(definitions.resources))}"
     yield f"executor {definitions.executor.name}"
 
@@ -81,3 +87,4 @@ def test_the_code_location_loads(definitions):
 def test_sensors_run_by_themselves_once_there_are_sources(tmp_path):
     watching = build_definitions({"lake": tmp_path / "lake", "sources": (str(tmp_path),)})
     assert {sensor.default_status for sensor in watching.sensors} == {dg.DefaultSensorStatus.RUNNING}
+    assert {schedule.default_status for schedule in watching.schedules} == {dg.DefaultScheduleStatus.RUNNING}

@@ -1,6 +1,7 @@
 """Runs that are killed at random moments and started again: in the end the tables are those of a run that nothing happened to.
 
-PIXELS_KILLS says how often each test kills; with PIXELS_CORPUS the runs go over that folder.
+PIXELS_KILLS says how often each test kills. With PIXELS_CORPUS the runs go over that folder, with PIXELS_KILL_FILES over so many files, most of them
+links to the same few: ``PIXELS_KILLS=50 PIXELS_KILL_FILES=20000`` takes hours.
 """
 
 import os
@@ -20,12 +21,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 KILLS = int(os.environ.get("PIXELS_KILLS") or 3)
 CORPUS = os.environ.get("PIXELS_CORPUS")
-BATCH_FILES = "200" if CORPUS else "5"
+FILES = int(os.environ.get("PIXELS_KILL_FILES") or 0)
+BATCH_FILES = str(max(FILES // 20, 5)) if FILES else "200" if CORPUS else "5"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return Path(CORPUS) if CORPUS else fill(tmp_path_factory.mktemp("pile") / "in")
+    pile = tmp_path_factory.mktemp("pile") / "in"
+    if not FILES:
+        return Path(CORPUS) if CORPUS else fill(pile)
+    pile.mkdir()
+    different = sorted(path for path in fill(pile / "0").iterdir() if "slow" not in path.name)
+    for number in range(len(different), FILES):
+        link = pile / str(1 + number // 1_000) / f"{number}.dcm"
+        link.parent.mkdir(exist_ok=True)
+        link.hardlink_to(different[number % len(different)])
+    return pile
 
 
 def run(folder, home, moment=None, number=signal.SIGKILL, *, group=True):

@@ -7,8 +7,11 @@ the data set: what a codestream says about its own size is compared with it befo
 import io
 import logging
 import struct
+import sys
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -181,6 +184,8 @@ class Codestream:
         Times that the codestream can be halved: wavelet decompositions of JPEG 2000, 3 for the discrete cosine transform of JPEG, else 0.
     high_throughput : bool
         JPEG 2000 Part 15.
+    one_tile : bool
+        The whole image of JPEG 2000 is one tile.
     start : int
         Where the codestream begins in the data: behind the boxes of a JP2 file.
     """
@@ -195,6 +200,7 @@ class Codestream:
     colour: str | None = None
     levels: int = 0
     high_throughput: bool = False
+    one_tile: bool = False
     start: int = 0
 
 
@@ -442,14 +448,22 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
     start = data.find(_J2K_START, 0, _HEADER_BYTES)
     if start < 0:
         raise IndexError
-    right, bottom, left, top = struct.unpack_from(">4L", data, start + 8)
+    right, bottom, left, top, wide, high, tile_left, tile_top = struct.unpack_from(">8L", data, start + 8)
     samples, depth = struct.unpack_from(">HB", data, start + 40)
     capable = bool(data[start + 6] & 0x40)  # Part 15, told by the capabilities in Rsiz
     # An image area with an offset, subsampled components or components of several kinds: not worth a way of their own.
     plain = not (left or top) and data[start + 42 : start + 42 + 3 * samples] == bytes((depth, 1, 1)) * samples
     levels = _jpeg_2000_levels(data, start) if plain else 0
     return Codestream(
-        bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), levels=levels, high_throughput=capable, start=start
+        bottom - top,
+        right - left,
+        samples,
+        (depth & 0x7F) + 1,
+        signed=bool(depth & 0x80),
+        levels=levels,
+        high_throughput=capable,
+        one_tile=not (tile_left or tile_top) and wide >= right and high >= bottom,
+        start=start,
     )
 
 
@@ -654,11 +668,12 @@ def _small_high_throughput(data: bytes, found: Codestream, description: PixelDes
     """OpenJPH, ten times as fast as OpenJPEG, where its results can be trusted.
 
     It lets values wrap around that the wavelet throws beyond the range, and it hides damage: the bits above those stored have to be free to tell the
-    former, and the codestream has to be there to its end.
+    former, and the codestream has to be there to its end. Damaged tile grids keep it busy for ever.
     """
-    if not found.high_throughput or found.samples != 1 or found.precision <= 8 or b"\xff\xd9" not in data[-4:]:
+    if not found.high_throughput or not found.one_tile or found.samples != 1 or found.precision <= 8 or b"\xff\xd9" not in data[-4:]:
         return None
-    array: Array = imagecodecs.htj2k_decode(data[found.start :] if found.start else data, skipres=(levels, levels))
+    with _nothing_swallowed():
+        array: Array = imagecodecs.htj2k_decode(data[found.start :] if found.start else data, skipres=(levels, levels))
     if array.dtype.itemsize != 2:
         return None
     if found.signed:
@@ -666,6 +681,31 @@ def _small_high_throughput(data: bytes, found: Codestream, description: PixelDes
     if min(found.precision, description.bits_stored) <= 14:
         return array.view(np.int16)
     return array if int(array.max()) < 1 << 15 else None
+
+
+_HOOK = threading.Lock()
+
+
+@contextmanager
+def _nothing_swallowed() -> Iterator[None]:
+    """Raise what a decoder's own code can only report: it goes on after that, with whatever was in the memory of its result."""
+    reported: list[str] = []
+
+    def hook(report: "sys.UnraisableHookArgs") -> None:
+        if "imagecodecs" in str(report.object):
+            reported.append(report.exc_type.__name__)
+        else:
+            before(report)
+
+    with _HOOK:
+        before = sys.unraisablehook
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+    if reported:
+        raise NoPixels(Reason.DECODE_FAILED, f"decoder raised {reported[0]}")
 
 
 _SAFE_INT16 = 24_000
@@ -725,7 +765,7 @@ def _small_jpeg(data: bytes, found: Codestream, description: PixelDescription, l
     return array
 
 
-_SCALED_JPEG_SAMPLES = 1 << 20
+_SCALED_JPEG_SAMPLES = 3 << 18
 """Below this many samples the plain decoder is as fast."""
 
 _SMALL_DECODERS: dict[Codec, tuple[Callable[[bytes, Codestream, PixelDescription, int, float], Array | None], ...]] = {

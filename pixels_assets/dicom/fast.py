@@ -17,14 +17,14 @@ from functools import lru_cache, partial
 from math import isfinite
 from typing import Final, NamedTuple
 
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.charset import default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement, empty_value_for_VR
 from pydicom.filewriter import _AMBIGUOUS_OB_OW_TAGS, _AMBIGUOUS_US_SS_TAGS, _OVERLAY_DATA_TAGS
 from pydicom.multival import MultiValue
 from pydicom.tag import _LUT_DESCRIPTOR_TAGS, BaseTag
-from pydicom.valuerep import AMBIGUOUS_VR, EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
+from pydicom.valuerep import AMBIGUOUS_VR, EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32, PersonName
 
 from pixels_assets.dicom.attributes import ATTRIBUTES, Attribute
 from pixels_assets.dicom.elements import SPECIFIC_CHARACTER_SET, UNDEFINED_LENGTH, Charset, charset_of
@@ -40,6 +40,7 @@ MAX_DEPTH = 40
 
 _MAX_CONTEXTS = 2000
 _MAX_KEY_BYTES = 64 * 1024
+_LEAST_STRETCH = 4  # elements that are worth a run: numbers that recur in other series are followed by few
 _MAX_RUN_BYTES = 256 * 1024
 _ENTRY_BYTES = 400  # of a remembered element, beyond its bytes and its text
 _DEFER_BYTES = 1024 * 1024
@@ -111,6 +112,8 @@ class _Effect:
         Values of an element of an item that columns are made of, by its tag.
     gathered : dict of int to list
         Values of such elements within a sequence, by tag, in the order of `pixels_assets.dicom.values.gathered`.
+    is_rare : bool
+        Whether it has notes or gathered values.
     """
 
     values: dict[str, object] = field(default_factory=dict)
@@ -119,9 +122,14 @@ class _Effect:
     described: Described = field(default_factory=dict)
     inner: dict[int, list[object]] = field(default_factory=dict)
     gathered: dict[int, list[object]] = field(default_factory=dict)
+    is_rare: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.values or self.notes or self.value_notes or self.described or self.inner or self.gathered)
+
+    def sealed(self) -> "_Effect":
+        self.is_rare = bool(self.notes or self.value_notes or self.gathered)
+        return self
 
     def gather(self, values: dict[int, list[object]]) -> None:
         for tag, found in values.items():
@@ -158,7 +166,7 @@ class _Entry:
     __slots__ = ("after", "effect", "is_kept", "run", "tag", "text")
 
     def __init__(self, tag: int, text: str, effect: _Effect | None = None, after: "_Context | None" = None, *, is_kept: bool = True) -> None:
-        self.tag, self.text, self.effect, self.after, self.is_kept = tag, text, effect or None, after, is_kept
+        self.tag, self.text, self.effect, self.after, self.is_kept = tag, text, effect.sealed() if effect else None, after, is_kept
         self.run: _Run | bool | None = None
 
 
@@ -186,7 +194,7 @@ class _Run:
         for entry in entries:
             if entry.effect is not None:
                 effect.add(entry.effect)
-        self.effect = effect or None
+        self.effect = effect.sealed() if effect else None
 
     def begin(self, data: bytes, start: int) -> "_Run | bool":
         """Shorten it to the elements that also stand at `start` of other bytes; False when there are none."""
@@ -368,24 +376,30 @@ class HeaderParser:
             raise UnusualHeader from None
         self._learn()
 
-    def effect(self) -> tuple[dict[str, object], list[str], dict[str, str], Described]:
-        """Typed values by keyword, notes on elements, notes on typed values by keyword, and what describes the pixel data (see `Header`)."""
-        values, described = _NO_VALUES.copy(), dict[int, tuple[str, bytes]]()
+    def effect(self) -> tuple[dict[str, object], list[str], dict[str, str]]:
+        """Typed values by keyword, notes on elements, and notes on typed values by keyword."""
+        values = _NO_VALUES.copy()
         notes: list[str] = []
         value_notes: dict[str, str] = {}
         gathered: dict[int, dict[str, None]] = {}
         for effect in self._effects:
-            values.update(effect.values)
-            described.update(effect.described)
-            if effect.notes:
+            if effect.values:
+                values.update(effect.values)
+            if effect.is_rare:
                 notes += effect.notes
-            if effect.value_notes:
                 value_notes.update(effect.value_notes)
-            for tag, found in effect.gathered.items():
-                gathered.setdefault(tag, {}).update(dict.fromkeys(str(value) for value in found if value))
+                for tag, found in effect.gathered.items():
+                    gathered.setdefault(tag, {}).update(dict.fromkeys(str(value) for value in found if value))
         for tag, distinct in gathered.items():
             values[_GATHERED[tag]] = list(distinct) or None
-        return values, notes, value_notes, described
+        return values, notes, value_notes
+
+    def described(self) -> Described:
+        """Give what describes the pixel data, see `pixels_assets.dicom.reader.Header`."""
+        described: Described = {}
+        for effect in self._effects:
+            described.update(effect.described)
+        return described
 
     def _cut(self) -> Exception:
         return UnusualHeader() if self._is_whole else TooShort()
@@ -515,7 +529,7 @@ class HeaderParser:
                     if last not in _BEFORE_CHARSET:
                         raise UnusualHeader
                     # Only the head of a run is seen to have nothing before it that it would change.
-                    if len(stretch) > 1:
+                    if len(stretch) >= _LEAST_STRETCH:
                         self._lessons.append((stretch, stops, contexts))
                     stretch, stops, contexts = [], [], []
                 context = entry.after
@@ -528,7 +542,7 @@ class HeaderParser:
                     stops.append(stop)
                     contexts.append(context)
                 continue
-            if len(stretch) > 1:
+            if len(stretch) >= _LEAST_STRETCH:
                 self._lessons.append((stretch, stops, contexts))
             if stretch:
                 stretch, stops, contexts = [], [], []
@@ -542,7 +556,7 @@ class HeaderParser:
                     effects.append(run.effect)
                 last, position, context = run.last, stop + run.stops[-1], run.context
                 memo, block = context.memo, context.group
-        if len(stretch) > 1:
+        if len(stretch) >= _LEAST_STRETCH:
             self._lessons.append((stretch, stops, contexts))
         self._context, self._last = context, last
         return position
@@ -740,7 +754,9 @@ def _vr_name(context: _Context, tag: int, vr: bytes | None, length: int) -> str:
     if tag in _OVERLAY_DATA_TAGS or (context.implicit and (tag in _AMBIGUOUS_OB_OW_TAGS or tag == 0x7FE00010)):
         return "OW"
     if context.kind == "top" and context.pixel_representation is not None and tag in _AMBIGUOUS_US_SS_TAGS:
-        return ""
+        if tag in _LUT_DESCRIPTOR_TAGS:
+            return ""
+        return "SS" if any(context.pixel_representation) else "US"
     raise UnusualHeader
 
 
@@ -911,7 +927,8 @@ def _name(vr: str, value: bytes, is_plain: bool) -> Converted:
     if not is_plain or b"=" in value or not _PRINTABLE(value):
         return None
     text = value.decode("ascii").rstrip(" \0")
-    return (f'{{"vr":"{vr}","Value":[{{"Alphabetic":"{text}"}}]}}' if text else f'{{"vr":"{vr}"}}'), text
+    name = PersonName(text, validation_mode=config.IGNORE)
+    return (f'{{"vr":"{vr}","Value":[{{"Alphabetic":"{text}"}}]}}' if text else f'{{"vr":"{vr}"}}'), name
 
 
 def _values(vr: str, values: list[int] | list[float]) -> Converted:

@@ -2,8 +2,8 @@
 
 Holds the two kinds of headers that the pixel modules read, and how their values are asked for. Must not read streams or pixel data.
 
-`RawImage` serves what is usual straight from the bytes and makes no pydicom object for it; what is unusual (sequences, a VR that the dictionary does
-not give, lookup tables in sequences) it asks the pydicom data set for, which is made then and only then.
+`RawImage` serves what is usual straight from the bytes, items of sequences too, and makes no pydicom object for it; what is unusual (a VR that the
+dictionary does not give, other attributes) it asks the pydicom data set for, which is made then and only then.
 """
 
 import logging
@@ -16,7 +16,9 @@ from typing import Any
 import pydicom
 from pydicom.datadict import tag_for_keyword
 
-__all__ = ["ImageHeader", "RawImage", "has", "is_big_endian", "number", "numbers", "text", "value"]
+from pixels_assets.dicom.items import OddItemsError, item_elements
+
+__all__ = ["ImageHeader", "RawImage", "has", "is_big_endian", "item", "number", "numbers", "text", "value"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ _USUAL: dict[str, tuple[int, str]] = {
     "RescaleSlope": (0x00281053, "DS"),
     "VOILUTFunction": (0x00281056, "CS"),
     "MaximumFractionalValue": (0x0062000E, "US"),
+    "LUTDescriptor": (0x00283002, "US or SS"),
     **{f"{colour}PaletteColorLookupTableDescriptor": (0x00281101 + place, "US or SS") for place, colour in enumerate(("Red", "Green", "Blue"))},
 }
 """Attributes that `RawImage` reads itself."""
@@ -55,6 +58,7 @@ _USUAL: dict[str, tuple[int, str]] = {
 _BYTES: dict[str, int] = {
     "ExtendedOffsetTable": 0x7FE00001,
     "ExtendedOffsetTableLengths": 0x7FE00002,
+    "LUTData": 0x00283006,
     **{f"{colour}PaletteColorLookupTableData": 0x00281201 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
     **{f"Segmented{colour}PaletteColorLookupTableData": 0x00281221 + place for place, colour in enumerate(("Red", "Green", "Blue"))},
 }
@@ -72,15 +76,19 @@ class RawImage:
         Whether binary numbers are little endian.
     full : callable
         Makes the pydicom data set of the same header; called at most once.
+    implicit : bool
+        Whether VRs are not written within sequences.
     """
 
-    __slots__ = ("_dataset", "_full", "_raw", "little")
+    __slots__ = ("_dataset", "_full", "_items", "_raw", "implicit", "little")
 
-    def __init__(self, raw: Callable[[int], RawValue | None], *, little: bool, full: Callable[[], pydicom.Dataset]) -> None:
+    def __init__(self, raw: Callable[[int], RawValue | None], *, little: bool, full: Callable[[], pydicom.Dataset], implicit: bool = False) -> None:
         self._raw = raw
         self.little = little
+        self.implicit = implicit
         self._full = full
         self._dataset: pydicom.Dataset | None = None
+        self._items: dict[tuple[str, int], ImageHeader | None] = {}
 
     @property
     def dataset(self) -> pydicom.Dataset:
@@ -113,6 +121,32 @@ class RawImage:
         else:
             read, form = _parse, vr
         return read(data, form) if len(data) <= _REMEMBERED else read.__wrapped__(data, form)
+
+    def item(self, keyword: str, index: int) -> "ImageHeader | None":
+        """See `item`."""
+        key = keyword, index
+        if key not in self._items:
+            self._items[key] = self._find_item(keyword, index)
+        return self._items[key]
+
+    def _find_item(self, keyword: str, index: int) -> "ImageHeader | None":
+        found = self._raw(tag_for_keyword(keyword) or 0)
+        if found is None:
+            return None
+        vr, data = found
+        if self.little and vr in ("SQ", None):
+            try:
+                elements = item_elements(data, index, implicit=self.implicit)
+            except OddItemsError:
+                return item(self.dataset, keyword, index)
+            if elements is None:
+                return None
+            return RawImage(elements.get, little=True, implicit=self.implicit, full=lambda: self._plain_item(keyword, index))
+        return item(self.dataset, keyword, index)
+
+    def _plain_item(self, keyword: str, index: int) -> pydicom.Dataset:
+        found = item(self.dataset, keyword, index)
+        return found if isinstance(found, pydicom.Dataset) else pydicom.Dataset()
 
     def data(self, keyword: str) -> bytes | None:
         """Bytes of a value, None when it is absent or empty."""
@@ -190,6 +224,17 @@ def value(header: ImageHeader, keyword: str) -> Any:
     except Exception as error:  # see above
         _LOG.debug("%s is unreadable: %s", keyword, type(error).__name__)
         return None
+
+
+def item(header: ImageHeader, keyword: str, index: int) -> ImageHeader | None:
+    """Item of a sequence as a header of its own; None when there is none."""
+    if isinstance(header, RawImage):
+        return header.item(keyword, index)
+    items = value(header, keyword)
+    if not isinstance(items, pydicom.Sequence) or index >= len(items):
+        return None
+    found: pydicom.Dataset = items[index]
+    return found
 
 
 def numbers(header: ImageHeader, keyword: str) -> Sequence[float]:

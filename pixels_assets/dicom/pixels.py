@@ -31,6 +31,7 @@ from pixels_assets.dicom.codecs import (
 )
 from pixels_assets.dicom.image import ImageHeader, RawImage, has, number, text, value
 from pixels_assets.dicom.reader import Header
+from pixels_assets.dicom.transfer_syntax import IMPLICIT_LITTLE
 
 __all__ = ["Frame", "FrameBytes", "FrameIndex", "NoPixels", "PixelSource", "describe", "frame_bytes", "index_frames", "read_frame", "read_value"]
 
@@ -71,8 +72,12 @@ class PixelSource:
         """Make the source of an object's pixels from its header, without pydicom where the header can do without; None without pixel data."""
         if header.pixel_offset is None:
             return None
-        described = header.described
-        image: ImageHeader = header.dataset if described is None else RawImage(described.get, little=True, full=lambda: header.dataset)
+        image: ImageHeader
+        if header.described is None:
+            image = header.dataset
+        else:
+            implicit = header.transfer_syntax == IMPLICIT_LITTLE
+            image = RawImage(header.described.get, little=True, implicit=implicit, full=lambda: header.dataset)
         return cls(image, header.transfer_syntax or "", header.stream, header.pixel_offset, header.stream_length)
 
 

@@ -77,12 +77,6 @@ class Header:
         Offset in `stream`, bytes, at which the pixel data element begins with its tag; None without one.
     stream_length : int
         Bytes of `stream`.
-    described : mapping of int to (str, bytes), optional
-        What describes the pixel data, without any pydicom object: VR and value of the outermost elements of group 0028, and of SOP Class UID, the
-        pixel spacings, (0062,000E), (2050,0020), the functional groups and the extended offset table, by tag. VRs are those in `meta`: decided, also
-        where they are not written. Values are little endian and as they stand in the file, padding included: a palette whole, a sequence
-        as the bytes of its items, with its delimiter where it has one. An element that is absent from the object is absent here. None when pydicom
-        had to read this header (big endian, deflated, damaged, unusual): then only `dataset` tells.
     """
 
     meta: str
@@ -94,8 +88,19 @@ class Header:
     stream: BinaryIO
     pixel_offset: int | None
     stream_length: int
-    described: Mapping[int, tuple[str, bytes]] | None = None
+    _parser: HeaderParser | None = field(default=None, repr=False, compare=False)
     _dataset: Dataset | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def described(self) -> Mapping[int, tuple[str, bytes]] | None:
+        """What describes the pixel data, without any pydicom object; None when pydicom had to read the header: then only `dataset` tells.
+
+        By tag, VR and value of the outermost elements of group 0028, and of SOP Class UID, the pixel spacings, (0062,000E), (2050,0020), the
+        functional groups and the extended offset table. VRs are those in `meta`: decided, also where they are not written. Values are little endian
+        and as they stand in the file, padding included: a palette whole, a sequence as the bytes of its items, with its delimiter where it has one.
+        An element that is absent from the object is absent here.
+        """
+        return None if self._parser is None else self._parser.described()
 
     @property
     def dataset(self) -> Dataset:
@@ -216,7 +221,7 @@ def _read_fast(stream: BinaryIO, length: int, flags: Sequence[str]) -> Header | 
     except Exception as error:  # the boundary to hostile bytes: what this reader did not think of, the other one decides
         logger.debug("the fast reader raised %s", type(error).__name__)
         return None
-    values, element_notes, value_notes, described = parser.effect()
+    values, element_notes, value_notes = parser.effect()
     really, words = _judge_transfer_syntax(parser.declared, parser.encoding, encapsulated, codec)
     values["TransferSyntaxUID"] = parser.declared
     warnings: list[str] = []
@@ -240,7 +245,7 @@ def _read_fast(stream: BinaryIO, length: int, flags: Sequence[str]) -> Header | 
         stream=stream,
         pixel_offset=None if pixels is None else offset,
         stream_length=length,
-        described=described,
+        _parser=parser,
     )
 
 

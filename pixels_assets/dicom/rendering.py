@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 
 from pixels_assets.dicom.codecs import Array, NoPixels, Reason
-from pixels_assets.dicom.image import ImageHeader, has, is_big_endian, number, numbers, text, value
+from pixels_assets.dicom.image import ImageHeader, has, is_big_endian, item, number, numbers, text, value
 from pixels_assets.dicom.pixels import Frame
 
 Grey = NDArray[np.uint8]
@@ -250,12 +249,10 @@ def pixel_aspect(dataset: ImageHeader, index: int = 0) -> float:
 def functional_group(dataset: ImageHeader, keyword: str, index: int) -> ImageHeader:
     """Item of a functional group of one frame (DICOM PS3.3 C.7.6.16); the data set itself where there is none."""
     for groups, position in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        items = value(dataset, groups) if has(dataset, groups) else None
-        if isinstance(items, pydicom.Sequence) and position < len(items):
-            found = value(items[position], keyword)
-            if isinstance(found, pydicom.Sequence) and len(found):
-                item: pydicom.Dataset = found[0]
-                return item
+        group = item(dataset, groups, position) if has(dataset, groups) else None
+        found = None if group is None else item(group, keyword, 0)
+        if found is not None:
+            return found
     return dataset
 
 
@@ -543,13 +540,13 @@ def _modality_lut(dataset: ImageHeader) -> Callable[[Array], Array] | None:
 
 def _read_lut(dataset: ImageHeader, keyword: str) -> _Lut | None:
     """First item of a lookup table sequence (DICOM PS3.3 C.11.1.1, C.11.2.1.1); None when it is absent or unusable."""
-    items = value(dataset, keyword)
-    if not isinstance(items, pydicom.Sequence) or not len(items):
+    first_item = item(dataset, keyword, 0)
+    if first_item is None:
         return None
-    descriptor, raw = numbers(items[0], "LUTDescriptor"), value(items[0], "LUTData")
+    descriptor, raw = numbers(first_item, "LUTDescriptor"), value(first_item, "LUTData")
     if len(descriptor) != 3:
         return None
-    table = _lut_entries(raw, int(descriptor[0]) or 65536, int(descriptor[2]), items[0])
+    table = _lut_entries(raw, int(descriptor[0]) or 65536, int(descriptor[2]), first_item)
     first = int(descriptor[1])
     if first > 32767 and number(dataset, "PixelRepresentation") == 1:
         first -= 65536
@@ -572,7 +569,7 @@ def _voi(dataset: ImageHeader, index: int, known: Floats, values: Floats) -> Cal
     ordered = np.partition(known, ranks)
     low, high = float(ordered[ranks[0]]), float(ordered[ranks[1]])
     if low == high:
-        low, high = float(min(known.min(), values.min())), float(max(known.max(), values.max()))
+        low, high = float(values.min()), float(values.max())
     if low == high:
         return _constant
     holder = functional_group(dataset, "FrameVOILUTSequence", index)

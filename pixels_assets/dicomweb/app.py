@@ -70,7 +70,6 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     app.include_router(rendered.routes(service), prefix=PREFIX)
     app.include_router(stow.routes(service, metrics), prefix=PREFIX)
     app.include_router(rendered.uri_routes(service))
-    app.include_router(viewer_routes(service))
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Exception) -> Response:
@@ -108,6 +107,7 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     async def page() -> Response:
         return Response(_PAGE, media_type="text/html")
 
+    app.include_router(viewer_routes(service))  # last: it has the page for every address that nothing else has
     return Guard(app, web, metrics)
 
 

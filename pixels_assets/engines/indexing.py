@@ -17,6 +17,7 @@ from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
+from pixels_assets.engines.extractors import Seen, load_extractors
 from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
@@ -29,12 +30,15 @@ from pixels_assets.settings import MIB, Settings
 logger = logging.getLogger(__name__)
 
 OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
+"""Tables that every pass can write; each extractor that the settings name adds its own."""
 
 CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_HEAVY = ("meta", "file_meta", "header")  # what a row weighs is in these, but for some hundred bytes
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
+_NO_VALUES = dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -70,7 +74,7 @@ class IndexSpec:
     attempt : str
         Unique to the run: part files of two attempts never have the same name.
     outputs : frozenset of str
-        Names of the tables to write, among `OUTPUTS`.
+        Names of the tables to write: of `OUTPUTS`, and of the extractors.
     settings : Settings
     """
 
@@ -79,6 +83,12 @@ class IndexSpec:
     attempt: str
     outputs: frozenset[str]
     settings: Settings
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Tables to write, in order."""
+        extracted = (extractor.table for extractor in load_extractors(self.settings))
+        return tuple(table for table in (*OUTPUTS, *extracted) if table.name in self.outputs)
 
 
 @dataclass(slots=True)
@@ -191,8 +201,9 @@ def index_shard(
                     if is_done:
                         _extract(found, extractor, supervisor)  # once more: which name a member gets depends on those before it
                         continue
-                metadata, image = _index_or_blame(found, spec)
+                metadata, image, header = _index_or_blame(found, spec)
                 stretch.add(found, metadata, image, _extract(found, extractor, supervisor))
+                stretch.add_extracted(Seen(found, file.source, str(metadata["local_path"]), header, spec.settings))
                 supervisor.indexed()
                 if stretch.full:
                     supervisor.resting()
@@ -214,7 +225,7 @@ def discard_attempt(spec: IndexSpec, shard: Shard | None = None) -> None:
         Only what a worker that is gone left unfinished of this shard; else all parts of the attempt.
     """
     prefix = f"{spec.attempt}-" + (f"{shard.number:05d}-" if shard else "")
-    for table in OUTPUTS:
+    for table in spec.tables:
         remove_parts(spec.lake, table, spec.batch, prefix, only_unfinished=shard is not None)
 
 
@@ -231,6 +242,7 @@ class _Stretch:
 
     def __init__(self, shard: Shard, spec: IndexSpec) -> None:
         self.shard, self.spec = shard, spec
+        self.extractors = tuple(extractor for extractor in load_extractors(spec.settings) if extractor.name in spec.outputs)
         self.count = 0
         self.writers: dict[str, PartWriter] = {}
         self._start()
@@ -259,7 +271,7 @@ class _Stretch:
             tally.codes[str(metadata["error_code"])] += 1
         if THUMBNAILS.name in self.spec.outputs:
             tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
-        self.weight += sum(len(value) for value in metadata.values() if isinstance(value, str | bytes))
+        self.weight += sum([len(value) for name in _HEAVY if isinstance(value := metadata[name], str | bytes)])
         self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
         if logger.isEnabledFor(logging.DEBUG):
             before, self._ready = self._ready, time.perf_counter()
@@ -273,6 +285,13 @@ class _Stretch:
                 "made" if isinstance(image, Thumbnail) else image.code,
                 1e3 * (self._ready - before),
             )
+
+    def add_extracted(self, seen: Seen) -> None:
+        """Let the extractors add their rows of the same object."""
+        for extractor in self.extractors:
+            row = extractor.row(seen)
+            if row is not None:
+                self._write(extractor.table, row)
 
     def _write(self, table: Table, row: Mapping[str, object]) -> None:
         if table.name not in self.spec.outputs:
@@ -304,7 +323,7 @@ def _extract(found: FoundObject, extractor: Extractor | None, supervisor: Superv
     return path
 
 
-def _index_or_blame(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:
+def _index_or_blame(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail, Header | None]:
     """Make an object's row whatever its bytes make our code or a library raise."""
     try:
         return _index(found, spec)
@@ -316,8 +335,9 @@ def _index_or_blame(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, obje
         return _index(found, spec)
 
 
-def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail]:
-    """Row of `dicom_metadata` and the thumbnail of one object."""
+def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thumbnail | NoThumbnail, Header | None]:
+    """Row of `dicom_metadata` and the thumbnail of one object, and its header when it has one."""
+    header: Header | None = None
     row: dict[str, object] = {
         "path": found.path,
         "original_path": found.original_path,
@@ -333,7 +353,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         "meta": None,
         "file_meta": None,
         "header": None,
-        **dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES),
+        **_NO_VALUES,
     }
     warnings = list(found.warnings)
     row["warnings"] = warnings
@@ -344,13 +364,13 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
     elif found.file_type in CONTAINER_TYPES:
         row["status"] = Status.ARCHIVE.value
     elif found.file_type in DICOM_TYPES and found.stream is not None:
-        image = _read_dicom(found, spec, row, warnings)
+        image, header = _read_dicom(found, spec, row, warnings)
     else:
         _fail(row, Failure(Status.NOT_DICOM, "not_dicom", f"the content is not DICOM but {found.file_type}"))
-    return row, image
+    return row, image, header
 
 
-def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], warnings: list[str]) -> Thumbnail | NoThumbnail:
+def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], warnings: list[str]) -> tuple[Thumbnail | NoThumbnail, Header | None]:
     limits = spec.settings.limits
     assert found.stream is not None
     assert found.identified is not None
@@ -364,14 +384,15 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
     )
     if not isinstance(header, Header):
         _fail(row, Failure(Status(header.status), header.code, header.message))
-        return NoThumbnail(header.code, header.message)
-    row.update(meta=header.meta, file_meta=header.file_meta, header=header.header, **header.values)
+        return NoThumbnail(header.code, header.message), None
+    row["meta"], row["file_meta"], row["header"] = header.meta, header.file_meta, header.header
+    row.update(header.values)
     warnings += [warning for warning in header.warnings if warning not in warnings]
     if found.file_type != "dicomdir":
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]
     if THUMBNAILS.name not in spec.outputs:
-        return NoThumbnail("not_asked_for", "thumbnails were not selected in this run")
-    return make_thumbnail(PixelSource.of(header), size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes)
+        return NoThumbnail("not_asked_for", "thumbnails were not selected in this run"), header
+    return make_thumbnail(PixelSource.of(header), size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes), header
 
 
 def _fail(row: dict[str, object], failure: Failure) -> None:

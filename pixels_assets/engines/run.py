@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, plan_shards
+from pixels_assets.engines.indexing import IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
 from pixels_assets.errors import BatchError, SourceVanishedError
 from pixels_assets.intake.objects import SourceFile, os_path
@@ -95,11 +95,7 @@ def index_batch(
         except SourceVanishedError:
             discard_attempt(spec)
             raise
-    commits = {
-        table.name: commit(spec.lake, table, spec.batch, outcome.parts.get(table.name, []), run_id=run_id, only=only)
-        for table in OUTPUTS
-        if table.name in spec.outputs
-    }
+    commits = {table.name: commit(spec.lake, table, spec.batch, outcome.parts.get(table.name, []), run_id=run_id, only=only) for table in spec.tables}
     return Indexed(commits, outcome.tally)
 
 

@@ -30,7 +30,7 @@ from pyspark.sql.functions import udf
 from pyspark.sql.types import BinaryType
 
 from pixels_assets.engines import executor
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, discard_attempt, plan_shards
+from pixels_assets.engines.indexing import IndexSpec, Shard, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
 from pixels_assets.errors import PixelsError, UsageError, WorkerError
 from pixels_assets.intake.listing import Listing
@@ -97,8 +97,8 @@ def session_config(settings: Settings, more: Mapping[str, str] | None = None) ->
 
 
 @contextmanager
-def starting() -> Iterator[None]:
-    """Within the block a session is made, by whatever means.
+def starting(master: str) -> Iterator[None]:
+    """Within the block a session with this master is made, by whatever means.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def starting() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning, message="PySpark does not yet fully support pandas")
             yield
     except Exception as error:  # Spark and the bridge to its Java side have no base of their own
-        msg = f"Spark does not start: {_reason(error)}; is the master reachable, and is it of the same Spark version?"
+        msg = f"Spark does not start with {master}: {_reason(error)}; is that master running, and of the version of the pyspark installed here?"
         raise WorkerError(msg) from error
     finally:
         if is_main:  # Spark takes Ctrl-C for itself, and would leave Dagster without it
@@ -203,7 +203,7 @@ class SparkEngine:
             raise
         # What attempts left that were lost, or that came second.
         kept = {Path(part.path).name for parts in outcome.parts.values() for part in parts}
-        for output in OUTPUTS:
+        for output in spec.tables:
             remove_parts(spec.lake, output, spec.batch, f"{spec.attempt}-", keep=kept)
         return outcome
 
@@ -218,22 +218,22 @@ class _Job:
         self._errors: Accumulator[list[PixelsError]] = context.accumulator([], executor.Errors())  # type: ignore[arg-type]
         self._found: list[Outcome] = []
         self._failure: Exception | None = None
+        self._ended = threading.Event()
         self._since = time.monotonic()
 
     def outcomes(self, progress: Progress | None) -> list[Outcome]:
-        thread = InheritableThread(target=self._run, daemon=True)
-        thread.start()
+        InheritableThread(target=self._run, daemon=True).start()
         try:
-            while thread.is_alive() and not self._errors.value:
-                thread.join(_POLL_SECONDS)
+            # Not `join`: a thread of which the waiting for was interrupted counts as ended (CPython's issue 45274).
+            while not self._ended.wait(_POLL_SECONDS) and not self._errors.value:
                 if progress is not None:
                     progress(self._objects.value)
                 self._look_for_executors()
         finally:
-            if thread.is_alive():
+            if not self._ended.is_set():
                 with suppress(Exception):  # the Java side may be gone
                     self._context.cancelJobGroup(self._id)
-                thread.join(_CANCEL_SECONDS)
+                self._ended.wait(_CANCEL_SECONDS)
         if progress is not None:
             progress(self._objects.value)
         if self._errors.value:
@@ -259,6 +259,8 @@ class _Job:
             self._found = self._context.parallelize(self._groups, len(self._groups)).mapPartitions(task).collect()
         except Exception as error:  # handed over to the thread that waits
             self._failure = error
+        finally:
+            self._ended.set()
 
     def _look_for_executors(self) -> None:
         """Say when nothing happens because no executor is there: Spark waits for ever, and only whispers it."""

@@ -16,7 +16,7 @@ from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.budget import PROGRESS_BYTES, Budget, MemberError, WalkError, too_deep
@@ -82,12 +82,12 @@ def walk(
         yield _loose_object(file, failure)
         return
     try:
-        stream = _open(file.path, heart)
+        stream, status = _open(file.path, heart)
     except MemberError as error:
         yield _loose_object(file, error.failure)
         return
     with stream:
-        yield from _Walk(file, stream, limits, heart, refused).objects()
+        yield from _Walk(file, stream, status, limits, heart, refused).objects()
 
 
 class _Heart:
@@ -108,11 +108,11 @@ class _Heart:
 class _Source(io.FileIO):
     """A file that tells while it is being read."""
 
-    def __init__(self, descriptor: int, heart: _Heart) -> None:
+    def __init__(self, descriptor: int, size: int, heart: _Heart) -> None:
         super().__init__(descriptor)
         self._heart = heart
         self._count, self._next = 0, PROGRESS_BYTES
-        self._most = _READ_PASSES * os.fstat(descriptor).st_size
+        self._most = _READ_PASSES * size
 
     def readinto(self, buffer: Any) -> int | None:
         """Fill a buffer."""
@@ -140,7 +140,7 @@ def _loose_object(file: SourceFile, failure: Failure | None = None) -> FoundObje
     )
 
 
-def _open(address: str, heart: _Heart) -> BinaryIO:
+def _open(address: str, heart: _Heart) -> tuple[io.BufferedReader, os.stat_result]:
     """Open a regular file and nothing else; a FIFO or device must not hold the walk up."""
     try:
         descriptor = os.open(os_path(address), _OPEN_FLAGS)
@@ -149,22 +149,31 @@ def _open(address: str, heart: _Heart) -> BinaryIO:
     except OSError as error:
         is_other = error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}
         raise MemberError(NOT_REGULAR if is_other else unreadable(error)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise MemberError(NOT_REGULAR)
-    return io.BufferedReader(_Source(descriptor, heart), READ_BYTES)
+    return io.BufferedReader(_Source(descriptor, status.st_size, heart), min(READ_BYTES, status.st_size + 1)), status
 
 
 class _Walk:
     """The walk of one open file."""
 
-    def __init__(self, file: SourceFile, stream: BinaryIO, limits: Limits, heart: _Heart, refused: Mapping[str, Failure]) -> None:
+    def __init__(
+        self,
+        file: SourceFile,
+        stream: io.BufferedReader,
+        status: os.stat_result,
+        limits: Limits,
+        heart: _Heart,
+        refused: Mapping[str, Failure],
+    ) -> None:
         self._file = file
         self._stream = stream
         self._limits = limits
         self._heart = heart
         self._refused = refused
-        self._status = os.fstat(stream.fileno())
+        self._status = status
         self._budget = Budget(limits, self._status.st_size, heart.beat)
         self._held = 0  # bytes of archives that stay in memory while their members are read
 
@@ -185,7 +194,7 @@ class _Walk:
     def _take_in(self, found: FoundObject) -> HashingReader | None:
         """Read the loose file: small ones now, as a whole. Large ones are read once for their hash unless the walk reads them once anyway."""
         if self._status.st_size <= self._limits.max_memory_bytes:
-            data = read_source(self._stream, self._status.st_size + 1)
+            data = self._read_whole(self._status.st_size + 1)
             if len(data) <= self._status.st_size:
                 found.length, found.content_hash, found.stream = len(data), sha256(data).hexdigest(), BytesIO(data)
                 self._identify(found)
@@ -197,6 +206,11 @@ class _Walk:
             return reader
         self._finish(found, reader)
         return None
+
+    def _read_whole(self, most: int) -> bytes:
+        # Small files are most files: one call to the system, without the way through a buffer and without news of progress.
+        data = read_source(cast(BinaryIO, self._stream.raw), most) if most <= PROGRESS_BYTES else b""
+        return data if len(data) >= most - 1 else data + read_source(self._stream, most - len(data))
 
     @staticmethod
     def _finish(found: FoundObject, reader: HashingReader) -> None:

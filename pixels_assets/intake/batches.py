@@ -73,6 +73,16 @@ class Manifests:
             msg = f"the manifest {self._file(key)} is damaged ({type(error).__name__}); restore it from a backup: it says what the batch is"
             raise BatchError(msg) from error
 
+    def packed(self, key: str) -> bytes:
+        """Return the manifest as it lies on disk: gzipped JSON Lines.
+
+        Raises
+        ------
+        BatchError
+            There is no such batch in this lake.
+        """
+        return self._read(key)
+
     def digest(self, key: str) -> str:
         """First 16 hex digits of the manifest's SHA-256: the same batch key in another lake has another digest."""
         return sha256(self._read(key)).hexdigest()[:16]

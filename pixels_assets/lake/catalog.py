@@ -6,7 +6,6 @@ A batch is newer than another when its key is greater. The newest batch that nam
 all older batches about that file, and about what was inside it, are not. That holds in whatever order batches run and are run again.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pixels_assets.intake.objects import MEMBER, Change, SourceFile, Status, folder_prefix, row_id
+from pixels_assets.intake.objects import Change, SourceFile, Status, row_id
+from pixels_assets.intake.paths import extension, path_tags, relative_path
 from pixels_assets.lake.commit import open_table, part_files, parts_holding
 from pixels_assets.lake.parts import Part, microseconds, part_from_table
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, Table
@@ -30,9 +30,6 @@ RETRIED = (Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
 ATTEMPTS = 3
 """After so many attempts no further one is due by itself; `pixels retry` still makes one."""
 
-_EXTENSION = re.compile(r"\.(\w+)(?:!~[0-9]+)?\Z")
-_TAG_END = re.compile(r"([0-9a-zA-Z]+)[_./:@]")
-_PATH_TAGS = 5
 _ROWS_AT_ONCE = 512
 _PART_ROWS = 10_000
 _PART_BYTES = 48 * MIB
@@ -147,22 +144,6 @@ def raw_parts(lake: Path, batch: str, files: list[SourceFile], attempt: str) -> 
 def to_read(files: list[SourceFile]) -> list[SourceFile]:
     """Files of a manifest that there is something to read of."""
     return [file for file in files if file.change is not Change.REMOVED]
-
-
-def relative_path(path: str, source: str) -> str:
-    """Path of an object below its source folder."""
-    return path.removeprefix(folder_prefix(source))
-
-
-def extension(path: str) -> str:
-    """Letters, digits and underscores after the last dot of the name, case kept; '' when there is none. Says nothing about the content."""
-    found = _EXTENSION.search(path)
-    return found.group(1) if found else ""
-
-
-def path_tags(relative: str) -> list[str]:
-    """Return the last five words of a relative path, cut after every run of letters and digits that a ``_ . / : @`` follows."""
-    return _TAG_END.sub(r"\1,", relative.replace(MEMBER, "/")).split(",")[-_PATH_TAGS:]
 
 
 def _newer(lake: Path, batch: str, paths: set[str]) -> frozenset[str]:

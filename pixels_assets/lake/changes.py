@@ -36,9 +36,10 @@ from pixels_assets.errors import SourceMissingError
 from pixels_assets.intake.batches import Manifests, cut
 from pixels_assets.intake.listing import Listing, Waiting, listing_key
 from pixels_assets.intake.objects import Change, SourceFile, file_address, folder_prefix, os_path
-from pixels_assets.lake.commit import LOCK_SECONDS, open_table, part_files, table_lock
+from pixels_assets.lake.commit import LOCK_SECONDS, part_files, table_lock
+from pixels_assets.lake.known import KnownFiles
 from pixels_assets.lake.parts import lake_errors
-from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES
+from pixels_assets.lake.schema import DICOM_METADATA
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,6 @@ _CHUNK = 20_000
 _SMALL_CHUNK = 1_000  # with a time budget, which is looked at after each
 _END = "\U0010ffff"  # comes after every name in a folder
 _ABANDONED_SECONDS = 7 * 86_400
-_KNOWN = {"path": pl.String, "length": pl.Int64, "mtime_ns": pl.Int64, "batch": pl.String}
 
 
 def manifests(lake: Path) -> Manifests:
@@ -108,25 +108,9 @@ class Discovery:
 
 def known_files(lake: Path) -> pl.DataFrame:
     """Every file that the journal holds as present: path, length (bytes), mtime_ns, and the batch that says so; one row per path."""
-    columns = ["path", "length", "mtime_ns", "change", "previous_path", "batch"]
-    raw = pl.scan_delta(open_table(lake, RAW_FILES.name)).select(columns).collect()
-    ran, sealed = set(raw["batch"].unique()), manifests(lake)
-    pending = [
-        (file.path, file.length, file.mtime_ns, file.change.value, file.previous_path, key)
-        for key in sealed.keys()  # noqa: SIM118 - a method, not a mapping
-        if key not in ran
-        for file in sealed.load(key)
-    ]
-    journal = pl.concat([raw, pl.DataFrame(pending, schema=raw.schema, orient="row")]) if pending else raw
-    if journal.is_empty():
-        return pl.DataFrame(schema=_KNOWN)
-    here = journal.select(*_KNOWN, gone=pl.col("change") == Change.REMOVED.value)
-    left = journal.filter(pl.col("previous_path").is_not_null()).select(
-        path="previous_path", length=pl.lit(None, pl.Int64), mtime_ns=pl.lit(None, pl.Int64), batch="batch", gone=pl.lit(value=True)
-    )
-    # Within one batch another file may have taken the place of a moved one: being there outweighs having left.
-    last = pl.concat([left, here]).sort("batch", maintain_order=True).unique("path", keep="last", maintain_order=True)
-    return last.filter(~pl.col("gone")).select(_KNOWN.keys())
+    with table_lock(lake, "_discovery", LOCK_SECONDS):
+        known = KnownFiles(lake, manifests(lake))
+        return pl.concat([known.between("", ""), *known.pieces()]).select("path", "length", "mtime_ns", "batch")
 
 
 def discover(
@@ -200,9 +184,7 @@ class _Look:
         self.listings = self._apart([self._listing(os.fspath(source)) for source in sources])
         self.found = Discovery()
         self.sealed = manifests(lake)
-        self.touches = _read_touches(lake)
-        self.known = _as_seen(known_files(lake), self.touches)
-        self.keys = self.known["key"]
+        self.known = KnownFiles(lake, self.sealed, _read_touches(lake))
         self.new_touches: dict[str, tuple[int, int]] = {}
         self.moved_from: set[str] = set()
         self.real_folders: dict[str, bool] = {}
@@ -246,10 +228,12 @@ class _Look:
         if self.overwrite or self.settings.accept_empty:
             return
         for listing in self.listings:
-            low, high = self._span(listing, None, None)
             with os.scandir(os_path(listing.source)) as entries:
-                if high - low >= _EMPTIED and next(entries, None) is None:
-                    self.found.refused[listing.source] = high - low
+                if next(entries, None) is not None:
+                    continue
+            count = sum(map(len, self.known.pieces(*_span(listing, None, None))))
+            if count >= _EMPTIED:
+                self.found.refused[listing.source] = count
         if self.found.refused and len(self.found.refused) == len(self.listings):
             source, count = next(iter(self.found.refused.items()))
             msg = (
@@ -305,8 +289,8 @@ class _Look:
         roots = {listing.prefix: listing.source for listing in self.listings}
         missing = self.missing - self.moved_from
         if self.overwrite:
-            missing.update(path for path in self.known["path"] if not path.startswith(tuple(roots)))
-        gone = self.known.filter(pl.col("path").is_in(list(missing))).select("path", "length", "journal_ns")
+            missing.update(path for rows in self.known.pieces() for path in rows["path"] if not path.startswith(tuple(roots)))
+        gone = self.known.of(missing).select("path", "length", "journal_ns")
         refused = tuple(folder_prefix(source) for source in self.found.refused)
         for number, (path, length, mtime_ns) in enumerate(gone.iter_rows()):
             if number and number % self._chunk == 0 and self._is_over():
@@ -319,18 +303,10 @@ class _Look:
             source = next((source for prefix, source in roots.items() if path.startswith(prefix)), "")
             yield SourceFile(path, length, mtime_ns, source, Change.REMOVED)
 
-    def _span(self, listing: Listing, after: str | None, to: str | None) -> tuple[int, int]:
-        """Rows of `known` that lie in a source, after one address and up to another; None stands for the beginning and the end."""
-        root = listing_key(listing.prefix)
-        low = self.keys.search_sorted(root, side="left") if after is None else self.keys.search_sorted(listing_key(after), side="right")
-        # The key of the root ends with the least character there is; with the next one it is just greater than all that it begins.
-        high = self.keys.search_sorted(root[:-1] + "\x01", side="left") if to is None else self.keys.search_sorted(listing_key(to), side="right")
-        return int(low), max(int(low), int(high))
-
     def _compare(self, listing: Listing, chunk: list[SourceFile | Waiting], after: str | None, to: str | None) -> Iterator[SourceFile]:
         """Tell what changed among the files from `after` to `to`; None stands for the beginning and the end."""
-        low, high = self._span(listing, after, to)
-        before = {path: (length, mtime_ns) for path, length, mtime_ns in self.known[low:high].select("path", "length", "mtime_ns").iter_rows()}
+        known = self.known.between(*_span(listing, after, to)).select("path", "length", "mtime_ns")
+        before = {path: (length, mtime_ns) for path, length, mtime_ns in known.iter_rows()}
         changed: list[SourceFile] = []
         for entry in chunk:
             was = before.pop(entry.path, None)
@@ -367,7 +343,7 @@ class _Look:
             logger.info("waiting %.1f s: %d files are younger than %g s", seconds, len(self.young), self.settings.quiet_seconds)
             time.sleep(seconds)
         paths = [waiting.path for _, waiting in self.young]
-        rows = self.known.filter(pl.col("path").is_in(paths)).select("path", "length", "mtime_ns").iter_rows()
+        rows = self.known.of(paths).select("path", "length", "mtime_ns").iter_rows()
         before = {path: (length, mtime_ns) for path, length, mtime_ns in rows}
         changed: list[SourceFile] = []
         for listing, waiting in self.young:
@@ -384,7 +360,7 @@ class _Look:
     def _confirm(self, changed: list[SourceFile]) -> Iterator[SourceFile]:
         """Look at content where size and time alone cannot tell: a touched file is no change, a moved one is no new one."""
         paths = [file.path for file in changed if file.change is Change.MODIFIED]
-        suspects = {row[0]: row for row in self.known.filter(pl.col("path").is_in(paths)).select("path", "length", "journal_ns", "batch").iter_rows()}
+        suspects = {row[0]: row for row in self.known.of(paths).select("path", "length", "journal_ns", "batch").iter_rows()}
         left = {} if self.overwrite else self._left([file for file in changed if file.change is Change.NEW])
         hashes = _content_hashes(self.lake, {path: row[3] for path, row in suspects.items()} | dict(chain.from_iterable(left.values())))
         for file in changed:
@@ -400,10 +376,7 @@ class _Look:
     def _left(self, new: list[SourceFile]) -> dict[tuple[int, int], list[tuple[str, str]]]:
         """Known files that are no longer where they were, and their batches, by a length and time that some new file has."""
         looks = {(file.length, file.mtime_ns) for file in new if file.length and not file.failure}
-        if not looks or self.known.is_empty():
-            return {}
-        wanted = pl.DataFrame(list(looks), schema={"length": pl.Int64, "mtime_ns": pl.Int64}, orient="row")
-        alike = self.known.join(wanted, on=["length", "mtime_ns"], how="semi").select("path", "length", "mtime_ns", "batch")
+        alike = self.known.alike(looks).select("path", "length", "mtime_ns", "batch")
         roots = tuple(listing.prefix for listing in self.listings if listing.source not in self.found.refused)
         left: dict[tuple[int, int], list[tuple[str, str]]] = {}
         for path, length, mtime_ns, batch in alike.sort("path").iter_rows():
@@ -439,8 +412,16 @@ class _Look:
 
     def _touches(self) -> dict[str, tuple[int, int]]:
         """All that still hold, old and new."""
-        known = self.known.filter(pl.col("journal_ns") != pl.col("mtime_ns")).select("path", "journal_ns", "mtime_ns")
-        return {path: (journal_ns, mtime_ns) for path, journal_ns, mtime_ns in known.iter_rows()} | self.new_touches
+        return self.known.touched() | self.new_touches
+
+
+def _span(listing: Listing, after: str | None, to: str | None) -> tuple[str, str]:
+    """Keys of what lies in a source, after one address and up to another: the least, and the first beyond. None stands for beginning and end."""
+    root = listing_key(listing.prefix)
+    low = root if after is None else listing_key(after) + "\0"
+    # The key of the root ends with the least character there is; with the next one it is just greater than all that it begins.
+    high = root[:-1] + "\x01" if to is None else listing_key(to) + "\0"
+    return low, max(low, high)
 
 
 def _chunks(listing: Listing, size: int) -> Iterator[tuple[list[SourceFile | Waiting], str | None]]:
@@ -482,16 +463,6 @@ def _content_hashes(lake: Path, batches: Mapping[str, str]) -> dict[str, str]:
         .collect()
     )
     return {path: digest for path, batch, digest in rows.iter_rows() if batches[path] == batch}
-
-
-def _as_seen(known: pl.DataFrame, touches: Mapping[str, tuple[int, int]]) -> pl.DataFrame:
-    """Known files in the order of a listing, with the time last seen of those that were only touched; `journal_ns` is the journal's."""
-    known = known.with_columns(journal_ns="mtime_ns", key=pl.col("path").str.replace_all("/", "\0", literal=True))
-    if touches:
-        rows = [(path, *times) for path, times in touches.items()]
-        seen = pl.DataFrame(rows, schema={"path": pl.String, "journal_ns": pl.Int64, "seen_ns": pl.Int64}, orient="row")
-        known = known.join(seen, on=["path", "journal_ns"], how="left").with_columns(mtime_ns=pl.coalesce("seen_ns", "mtime_ns")).drop("seen_ns")
-    return known.sort("key")
 
 
 def _state_file(lake: Path, moment: int) -> Path:

@@ -21,10 +21,11 @@ import re
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -39,7 +40,22 @@ from pixels_assets.errors import CommitConflictError, LakeError, UsageError
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_folder, validate_batch
 from pixels_assets.lake.schema import PARTITION, TABLES, Table
 
-__all__ = ["CommitResult", "commit", "committed", "create_tables", "is_committed", "open_table", "part_files", "table_lock", "validate_batch"]
+__all__ = [
+    "CommitResult",
+    "LivePart",
+    "commit",
+    "commit_files",
+    "committed",
+    "create_tables",
+    "is_committed",
+    "live_parts",
+    "open_table",
+    "part_files",
+    "parts_holding",
+    "swap",
+    "table_lock",
+    "validate_batch",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +69,7 @@ _LOCKS = "_locks"
 _COUNTER = "pixels"
 _CONFIGURATION = {
     "delta.checkpointInterval": "20",  # with one per 100 commits, opening a table takes three times as long
-    "delta.logRetentionDuration": "interval 30 days",
+    "delta.logRetentionDuration": "interval 7 days",  # a version whose files are gone is no use
     "delta.deletedFileRetentionDuration": "interval 7 days",
 }
 
@@ -156,7 +172,7 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
                 lake / table.name,
                 Schema.from_arrow(table.arrow),
                 mode="ignore",
-                partition_by=[PARTITION],
+                partition_by=table.partition_columns,
                 name=table.name,
                 description=table.meaning,
                 configuration=_CONFIGURATION | {"delta.dataSkippingStatsColumns": ",".join(table.statistics)},
@@ -187,8 +203,8 @@ def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
     LakeError
         The table cannot be read.
     """
-    wanted = set(batches)
-    return [lake / table.name / file.path for file in _live_files(lake, open_table(lake, table.name), table).values() if file.batch in wanted]
+    live = _live_files(lake, open_table(lake, table.name), table, batches=batches)
+    return [lake / table.name / path for path in live]
 
 
 def parts_holding(lake: Path, table: Table, column: str, values: Iterable[str]) -> list[tuple[str, Path]]:
@@ -200,7 +216,7 @@ def parts_holding(lake: Path, table: Table, column: str, values: Iterable[str]) 
         The table cannot be read.
     """
     keys = sorted(set(values))
-    live = _live_files(lake, open_table(lake, table.name), table, column).values() if keys else ()
+    live = _live_files(lake, open_table(lake, table.name), table, column, batches=(), keys=keys).values() if keys else ()
     return [(file.batch, lake / table.name / file.path) for file in live if _may_hold(file, keys)]
 
 
@@ -374,7 +390,7 @@ def commit(
             attempts += 1
             try:
                 delta = open_table(lake, table.name)
-                live = _live_files(lake, delta, table)
+                live = _live_files(lake, delta, table, batches=[batch], keys=sorted(retire))
                 plan = _plan(lake, table, batch, parts, live, only, retire, removals)
             except Exception:
                 _discard(lake, table, removals)
@@ -413,6 +429,153 @@ def commit(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class LivePart:
+    """A file of the newest version of a table: its address there, the batch it belongs to, bytes and rows."""
+
+    path: str
+    batch: str
+    size: int
+    rows: int | None
+
+
+def live_parts(lake: Path, table: Table) -> list[LivePart]:
+    """List all files of the newest version of a table.
+
+    Raises
+    ------
+    LakeError
+        The table cannot be read.
+    """
+    live = _live_files(lake, open_table(lake, table.name), table)
+    return [LivePart(file.path, file.batch, file.size, file.rows) for file in live.values()]
+
+
+def swap(lake: Path, table: Table, swaps: Sequence[tuple[Sequence[LivePart], Part]], *, seconds: float = COMMIT_SECONDS) -> frozenset[str]:
+    """Let parts take the place of live files that hold the same rows between them, in one version of the table.
+
+    A part whose files are not all live any more is discarded, as all are when an exception is raised: what was committed meanwhile stays.
+
+    Parameters
+    ----------
+    lake : Path
+    table : Table
+    swaps : sequence of (sequence of LivePart, Part)
+        The files to go, all of one batch, and the part that has their rows.
+    seconds : float
+        How long to try again when other writers win.
+
+    Returns
+    -------
+    frozenset of str
+        Addresses of the parts that took their place.
+
+    Raises
+    ------
+    CommitConflictError
+        Other writers won every attempt.
+    LakeError
+        A part is missing or damaged, or the lake cannot be read or written.
+    """
+    started, used = time.monotonic(), frozenset[str]()
+    try:
+        with table_lock(lake, table.name, LOCK_SECONDS):
+            while True:
+                delta = open_table(lake, table.name)
+                live = _live_files(lake, delta, table, batches={gone[0].batch for gone, _ in swaps})
+                valid = [(gone, part) for gone, part in swaps if all(file.path in live for file in gone)]
+                if not valid:
+                    return used
+                for gone, part in valid:
+                    _check_part(lake, table, gone[0].batch, part, same_columns=False)
+                added = {part.path: (part, gone[0].batch) for gone, part in valid}
+                removed = [live[file.path] for gone, _ in valid for file in gone]
+                token, before = secrets.token_hex(8), delta.version()
+                error = _write(delta, table, "", added, removed, run_id="", token=token, whole=False, data_change=False)
+                if _landed(lake, table, delta, before, token, error) is not None:
+                    used = frozenset(added)
+                    return used
+                if not isinstance(error, CommitFailedError):
+                    action = f"compact {table.name}"
+                    raise lake_error(action, lake / table.name, error or OSError("no version was written")) from error
+                if time.monotonic() - started > seconds:
+                    msg = f"compacting {table.name} lost every attempt to other writers; run it again when fewer runs are writing"
+                    raise CommitConflictError(msg) from error
+                time.sleep(random.uniform(0.005, 0.05))  # noqa: S311
+    finally:
+        for _, part in swaps:
+            if part.path not in used:
+                with suppress(OSError):
+                    (lake / table.name / part.path).unlink()
+
+
+def commit_files(
+    lake: Path,
+    table: Table,
+    delta: DeltaTable,
+    parts: Sequence[Part],
+    removed: Iterable[tuple[str, int]],
+    *,
+    run_id: str,
+    marks: Mapping[str, int] = MappingProxyType({}),
+) -> int:
+    """Add and remove files of a table that is not partitioned, in one version of it.
+
+    Parameters
+    ----------
+    lake : Path
+    table : Table
+    delta : DeltaTable
+        The table at the version from which the files were computed. The caller holds a lock that keeps other writers out.
+    parts : sequence of Part
+    removed : iterable of (str, int)
+        Path, as the table names it, and bytes of each file that goes.
+    run_id : str
+        Recorded in the table's history as ``dagster_run_id``.
+    marks : mapping of str to int
+        Application transactions to set in the same version.
+
+    Returns
+    -------
+    int
+        The version.
+
+    Raises
+    ------
+    CommitConflictError
+        Another writer won; the table is as it was.
+    LakeError
+        The table cannot be read or written. Unless the message says otherwise, it is as it was.
+    """
+    now, token, before = time.time_ns() // 1_000_000, secrets.token_hex(8), delta.version()
+    actions: list[AddAction | RemoveAction] = [AddAction(part.path, part.size, {}, now, data_change=True, stats=part.stats) for part in parts]
+    actions += [RemoveAction(path, True, now, size, {}) for path, size in removed]
+    marks = {_COUNTER: (delta.transaction_version(_COUNTER) or 0) + 1, **marks}
+    error: OSError | DeltaError | None = None
+    try:
+        delta.create_write_transaction(
+            actions,
+            "append",
+            delta.schema(),
+            [],
+            commit_properties=CommitProperties(
+                custom_metadata={"dagster_run_id": run_id, "pixels_commit": token},
+                max_commit_retries=1,
+                app_transactions=[Transaction(name, version) for name, version in marks.items()],
+            ),
+        )
+    except (OSError, DeltaError) as raised:
+        error = raised
+    version = _landed(lake, table, delta, before, token, error)
+    if version is not None:
+        return version
+    if isinstance(error, CommitFailedError):
+        msg = f"{table.name} lost against another writer; run it again"
+        raise CommitConflictError(msg) from error
+    action = f"commit to {table.name}"
+    raise lake_error(action, lake / table.name, error or OSError("no version was written")) from error
+
+
 def _ledger(batch: str) -> str:
     return f"{_COUNTER}/{batch}"
 
@@ -436,8 +599,8 @@ def _additions(delta: DeltaTable, table: Table) -> list[Field]:
     remedy = "choose another folder with --lake, or move the table away and ingest again"
     found = {field.name: field for field in delta.schema().fields}
     additions = []
-    if delta.metadata().partition_columns != [PARTITION]:
-        msg = f"table {table.name} is partitioned by {delta.metadata().partition_columns}, not by {PARTITION}; {remedy}"
+    if delta.metadata().partition_columns != table.partition_columns:
+        msg = f"table {table.name} is partitioned by {delta.metadata().partition_columns}, not by {table.partition_columns}; {remedy}"
         raise LakeError(msg)
     for wanted in Schema.from_arrow(table.arrow).fields:
         field = found.get(wanted.name)
@@ -455,7 +618,7 @@ def _additions(delta: DeltaTable, table: Table) -> list[Field]:
     return additions
 
 
-def _check_part(lake: Path, table: Table, batch: str, part: Part) -> None:
+def _check_part(lake: Path, table: Table, batch: str, part: Part, *, same_columns: bool = True) -> None:
     """Refuse a part that is not the file it claims to be: delta-rs would commit a file that does not exist, and reading would fail ever after."""
     path = lake / table.name / part.path
     problem = ""
@@ -471,23 +634,33 @@ def _check_part(lake: Path, table: Table, batch: str, part: Part) -> None:
         else:
             if path.stat().st_size != part.size or footer.num_rows != part.rows:
                 problem = f"has {path.stat().st_size} bytes and {footer.num_rows} rows instead of {part.size} and {part.rows}"
-            elif not footer.schema.to_arrow_schema().equals(table.part_arrow):
+            elif same_columns and not footer.schema.to_arrow_schema().equals(table.part_arrow):
                 problem = "has other columns than the table"
     if problem:
         msg = f"part {path} {problem}; nothing was committed, run batch {batch} again"
         raise LakeError(msg)
 
 
-def _live_files(lake: Path, delta: DeltaTable, table: Table, column_of_bounds: str | None = None) -> dict[str, _LiveFile]:
+def _live_files(
+    lake: Path, delta: DeltaTable, table: Table, column: str | None = None, *, batches: Iterable[str] | None = None, keys: Sequence[str] = ()
+) -> dict[str, _LiveFile]:
+    """Files of a version by path, with the bounds of a column, `Table.object_key` unless another is named.
+
+    All of them, or those of some batches and those whose bounds allow one of some keys, which are sorted: among ten thousand files a commit looks
+    at few.
+    """
+    column = column or table.object_key
     with _delta_errors(f"read the table {table.name}", lake / table.name):
         actions = pa.table(delta.get_add_actions(flatten=True))
-
-    def column(name: str) -> list[Any]:
-        return actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows
-
-    key = column_of_bounds or table.object_key
-    names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"null_count.{key}", f"min.{key}", f"max.{key}")
-    return {row[0]: _LiveFile(*row) for row in zip(*map(column, names), strict=True)}
+    names = ("path", f"partition.{PARTITION}", "size_bytes", "num_records", f"null_count.{column}", f"min.{column}", f"max.{column}")
+    columns = {name: actions[name] if name in actions.column_names else pa.nulls(actions.num_rows, pa.string()) for name in names}
+    if batches is not None:
+        chosen = pc.is_in(columns[names[1]], pa.array(list(batches), pa.string()))
+        if keys:
+            below, above = pc.less_equal(columns[names[5]], keys[-1]), pc.greater_equal(columns[names[6]], keys[0])
+            chosen = pc.or_(chosen, pc.and_(pc.fill_null(below, True), pc.fill_null(above, True)))
+        columns = {name: values.filter(chosen) for name, values in columns.items()}
+    return {row[0]: _LiveFile(*row) for row in zip(*(values.to_pylist() for values in columns.values()), strict=True)}
 
 
 def _plan(
@@ -579,13 +752,14 @@ def _write(
     run_id: str,
     token: str,
     whole: bool,
+    data_change: bool = True,
 ) -> OSError | DeltaError | None:
     """Write the next version of a table; return what delta-rs raised."""
     now = time.time_ns() // 1_000_000
     actions: list[AddAction | RemoveAction] = [
-        AddAction(path, part.size, {PARTITION: key}, now, data_change=True, stats=part.stats) for path, (part, key) in added.items()
+        AddAction(path, part.size, {PARTITION: key}, now, data_change=data_change, stats=part.stats) for path, (part, key) in added.items()
     ]
-    actions += [RemoveAction(file.path, True, now, file.size, {PARTITION: file.batch}) for file in removed]
+    actions += [RemoveAction(file.path, data_change, now, file.size, {PARTITION: file.batch}) for file in removed]
     names = [_COUNTER, _ledger(batch)] if whole else [_COUNTER]
     try:
         delta.create_write_transaction(

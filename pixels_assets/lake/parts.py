@@ -13,12 +13,13 @@ import numbers
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,6 +42,9 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _UNFINISHED = ".tmp-"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
+_FIXED_BYTES = 8
+_MAX_SHAPES = 500
+_ONLY_TEXT = {str}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -53,7 +57,7 @@ class Part:
     ----------
     table : str
     path : str
-        Relative to the table's folder: ``batch=<key>/<name>.parquet``.
+        Relative to the table's folder: ``batch=<key>/<name>.parquet``, in a table that is not partitioned ``<name>.parquet``.
     size : int
         Bytes of the file.
     rows : int
@@ -141,7 +145,8 @@ class PartFile:
     ----------
     lake : Path
     table : Table
-    batch : str
+    batch : str or None
+        None: the table is not partitioned.
     name : str
         First part of the file's name; a random token follows, so that no file is ever written twice.
     schema : pyarrow.Schema
@@ -153,14 +158,15 @@ class PartFile:
         The file cannot be written.
     """
 
-    def __init__(self, lake: Path, table: Table, batch: str, name: str, schema: pa.Schema) -> None:
+    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema) -> None:
         self._table, self._schema = table, schema
-        self._folder = lake / table.name / f"{PARTITION}={validate_batch(batch)}"
+        self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
         self._unfinished = self._folder / f"{_UNFINISHED}{self._final.name}"
         self._action = f"write a part of {table.name}"
         self._bounds: dict[str, list[Any]] = {}
-        self._nulls = {column: 0 for column in table.statistics if column in schema.names}
+        names = set(schema.names)
+        self._nulls = {column: 0 for column in table.statistics if column in names}
         self.rows = 0
         with lake_errors(self._action, self._folder):
             if not self._folder.is_dir():
@@ -172,8 +178,8 @@ class PartFile:
             schema,
             compression="zstd",
             compression_level=1,
-            use_dictionary=[item.name for item in table.columns if item.repeats and item.name in schema.names],
-            write_statistics=[column.name for column in schema if not pa.types.is_nested(column.type) and not pa.types.is_binary(column.type)],
+            use_dictionary=[item.name for item in table.columns if item.repeats and item.name in names],
+            write_statistics=[item.name for item in table.columns if item.name in names and _has_order(item.type)],
         )
 
     def write(self, values: pa.Table) -> None:
@@ -197,7 +203,8 @@ class PartFile:
             size = self._unfinished.stat().st_size
             self._unfinished.replace(self._final)
             sync_folder(self._folder)
-        return Part(self._table.name, f"{self._folder.name}/{self._final.name}", size, self.rows, self._stats())
+        path = self._final.relative_to(self._folder.parent if self._table.partitioned else self._folder)
+        return Part(self._table.name, path.as_posix(), size, self.rows, self._stats())
 
     def abandon(self) -> None:
         """Remove the unfinished file, whatever state it is in."""
@@ -214,6 +221,38 @@ class PartFile:
         most = {column: _upper_bound(max(values)) for column, values in self._bounds.items()}
         most = {column: value for column, value in most.items() if value is not None}
         return json.dumps({"numRecords": self.rows, "minValues": least, "maxValues": most, "nullCount": self._nulls})
+
+
+class _Layout(NamedTuple):
+    """What a writer asks of a table, worked out once: arrow takes as long to describe a hundred columns as to write them."""
+
+    schema: pa.Schema
+    types: dict[str, pa.DataType]
+    weighers: dict[str, Callable[[Any], int]]
+    required: tuple[str, ...]
+
+
+@lru_cache(maxsize=64)
+def _layout(table: Table) -> _Layout:
+    schema = table.part_arrow
+    types = {field.name: field.type for field in schema}
+    return _Layout(schema, types, {name: _weigher(kind) for name, kind in types.items()}, tuple(field.name for field in schema if not field.nullable))
+
+
+def _has_order(kind: pa.DataType) -> bool:
+    return not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
+
+
+class _Shape(NamedTuple):
+    """What rows of the same columns and types have in common: the columns, the bytes of their values of fixed size, and where the others are.
+
+    With each list go the types of values that its column was seen to hold.
+    """
+
+    names: tuple[str, ...]
+    fixed: int
+    sized: list[int]
+    lists: list[tuple[int, set[type]]]
 
 
 class PartWriter:
@@ -252,12 +291,11 @@ class PartWriter:
     def __init__(self, lake: Path, table: Table, batch: str, name: str, *, rows: int = 2000, size: int = 48 * MIB) -> None:
         self._lake, self._table, self._batch, self._name = lake, table, validate_batch(batch), validate_batch(name)
         self._limits = rows, size
-        self._schema = table.part_arrow
-        self._weighers = {field.name: _weigher(field.type) for field in self._schema}
-        self._required = tuple(field.name for field in self._schema if not field.nullable)
-        has_binaries = any(pa.types.is_binary(field.type) for field in self._schema)
-        self._group_rows = GROUP_ROWS if has_binaries else rows
-        self._rows: list[dict[str, Any]] = []
+        self._schema, self._types, self._weighers, self._required = _layout(table)
+        self._group_rows = GROUP_ROWS if any(map(pa.types.is_binary, self._types.values())) else rows
+        self._kinds_within: dict[str, set[type]] = {}
+        self._shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], _Shape] = {}
+        self._rows: list[tuple[tuple[str, ...], tuple[object, ...]]] = []
         self._group_bytes = self._part_bytes = 0
         self._file: PartFile | None = None
         self._closed: list[Part] = []
@@ -282,22 +320,21 @@ class PartWriter:
         TypeError
             A value is of a type that its column cannot hold.
         """
-        weight = 0
-        for name, value in row.items():
-            if name not in self._weighers:
-                msg = f"{self._table.name} has no column {name}"
-                raise KeyError(msg)
-            if value is not None:
-                try:
-                    weight += self._weighers[name](value)
-                except TypeError:
-                    msg = f"{self._table.name}.{name} is {self._schema.field(name).type}; it cannot hold {type(value).__name__}"
-                    raise TypeError(msg) from None
-        for name in self._required:
-            if row.get(name) is None:
-                msg = f"{self._table.name}.{name} must have a value"
-                raise ValueError(msg)
-        self._rows.append(dict(row))
+        values: tuple[Any, ...] = tuple(row.values())
+        # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds.
+        kinds = tuple(map(type, values))
+        shape = self._shapes.get((tuple(row), kinds)) or self._check(row, kinds)
+        weight = shape.fixed
+        for at in shape.sized:
+            weight += len(values[at])
+        for at, kinds_within in shape.lists:
+            value = values[at]
+            if kinds_within.issuperset(map(type, value)):
+                weight += sum(map(len, value)) if kinds_within == _ONLY_TEXT else _FIXED_BYTES * len(value)
+            else:
+                weight += self._weigh(shape.names[at], value)
+                kinds_within.update(map(type, value))
+        self._rows.append((shape.names, values))
         self._group_bytes += weight
         self._part_bytes += weight
         rows, size = self._limits
@@ -305,6 +342,36 @@ class PartWriter:
             self._close_part()
         elif len(self._rows) >= self._group_rows or self._group_bytes >= GROUP_BYTES:
             self._flush()
+
+    def _check(self, row: Mapping[str, object], kinds: tuple[type, ...]) -> "_Shape":
+        """Check a row of columns and types that were not met before."""
+        for name, value in row.items():
+            if name not in self._weighers:
+                msg = f"{self._table.name} has no column {name}"
+                raise KeyError(msg)
+            self._weigh(name, value)
+        for name in self._required:
+            if row.get(name) is None:
+                msg = f"{self._table.name}.{name} must have a value"
+                raise ValueError(msg)
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
+        names = self._rows[-1][0] if self._rows and self._rows[-1][0] == tuple(row) else tuple(row)
+        places = [at for at, value in enumerate(row.values()) if value is not None]
+        types = {at: self._types[names[at]] for at in places}
+        sized = [at for at in places if pa.types.is_string(types[at]) or pa.types.is_binary(types[at])]
+        lists = [(at, self._kinds_within.setdefault(names[at], set())) for at in places if pa.types.is_list(types[at])]
+        shape = self._shapes[names, kinds] = _Shape(names, _FIXED_BYTES * (len(places) - len(sized) - len(lists)), sized, lists)
+        return shape
+
+    def _weigh(self, name: str, value: object) -> int:
+        if value is None:
+            return 0
+        try:
+            return self._weighers[name](value)
+        except TypeError:
+            msg = f"{self._table.name}.{name} is {self._types[name]}; it cannot hold {type(value).__name__}"
+            raise TypeError(msg) from None
 
     def take(self) -> list[Part]:
         """Return the parts that were completed since the last call."""
@@ -352,7 +419,14 @@ class PartWriter:
         if self._file is None:
             self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema)
             self._count += 1
-        columns = [_array([row.get(field.name) for row in self._rows], field.type) for field in self._schema]
+        names = self._rows[0][0]
+        if all(row[0] is names or row[0] == names for row in self._rows):
+            values: dict[str, Sequence[Any]] = dict(zip(names, zip(*[row[1] for row in self._rows], strict=True), strict=True))
+        else:
+            rows = [dict(zip(*row, strict=True)) for row in self._rows]
+            values = {name: [row.get(name) for row in rows] for name in self._types}
+        none = (None,) * len(self._rows)
+        columns = [_array(values.get(name, none), kind) for name, kind in self._types.items()]
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows.clear()
         self._group_bytes = 0
@@ -433,7 +507,9 @@ def part_from_table(lake: Path, table: Table, batch: str, name: str, values: pa.
         raise
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if values.count(None) == len(values):
+        return pa.nulls(len(values), kind)
     if pa.types.is_timestamp(kind):
         values = [_time(value) for value in values]
     try:
@@ -480,7 +556,7 @@ def _fixed(*kinds: type) -> Callable[[Any], int]:
     def weigh(value: Any) -> int:
         if not isinstance(value, kinds):
             raise TypeError
-        return 8
+        return _FIXED_BYTES
 
     return weigh
 

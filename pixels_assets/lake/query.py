@@ -1,19 +1,21 @@
-"""Reading the lake: lazy frames, SQL, and the figures that `pixels status` shows.
+"""Reading the lake: lazy frames, Arrow data sets, and the figures that `pixels status` shows. SQL is in `pixels_assets.lake.sql`.
 
 Must not write. `pixels_assets.lake.commit` writes.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import duckdb
 import polars as pl
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.objects import Status
+from pixels_assets.lake import headers
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed, open_table
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
@@ -59,6 +61,14 @@ def exists(lake: Path) -> bool:
     return DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name))
 
 
+def table_names(lake: Path) -> list[str]:
+    """Names of all tables of a lake, those of extractors last."""
+    with suppress(OSError):
+        more = sorted(folder.name for folder in lake.iterdir() if folder.name not in TABLES and (folder / "_delta_log").is_dir())
+        return [*TABLES, headers.NAME, *more]
+    return [*TABLES, headers.NAME]
+
+
 def scan(lake: Path, table: str) -> pl.LazyFrame:
     """One table as a lazy frame.
 
@@ -67,21 +77,26 @@ def scan(lake: Path, table: str) -> pl.LazyFrame:
     UsageError
         There is no such table, or no lake.
     """
-    if table not in TABLES:
-        near = get_close_matches(table, TABLES, 3)
-        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(TABLES)}")
-        raise UsageError(msg)
-    _require(lake)
+    _require(lake, table)
+    if table == headers.NAME:
+        return headers.scan_headers(lake)
     return pl.scan_delta(open_table(lake, table))
 
 
-def connect(lake: Path) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory DuckDB with every table of the lake as a view; nothing can be written to the lake through it."""
-    _require(lake)
-    connection = duckdb.connect()
-    for name in TABLES:
-        connection.register(name, open_table(lake, name).to_pyarrow_dataset())
-    return connection
+def dataset(lake: Path, table: str) -> ds.Dataset:
+    """One table, as it is now, as an Arrow data set: it reads batches of rows, only the columns and parts that are asked for.
+
+    Raises
+    ------
+    UsageError
+        There is no such table, or no lake.
+    """
+    _require(lake, table)
+    if table == headers.NAME:
+        return headers.headers_dataset(lake)
+    if not DeltaTable.is_deltatable(str(lake / table)):
+        return ds.dataset(TABLES[table].arrow.empty_table())  # of a lake that is older than the table
+    return open_table(lake, table).to_pyarrow_dataset()
 
 
 def pending_batches(lake: Path) -> list[str]:
@@ -161,7 +176,22 @@ def _require_statuses(statuses: Collection[str]) -> None:
         raise UsageError(msg)
 
 
-def _require(lake: Path) -> None:
+def _require(lake: Path, table: str) -> None:
+    if table not in TABLES and table not in table_names(lake):
+        near = get_close_matches(table, table_names(lake), 3)
+        msg = f"there is no table {table!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"the tables are {', '.join(table_names(lake))}")
+        raise UsageError(msg)
+    require_lake(lake)
+
+
+def require_lake(lake: Path) -> None:
+    """Refuse a folder that holds no lake.
+
+    Raises
+    ------
+    UsageError
+        There is no lake.
+    """
     if not exists(lake):
         msg = f"there is no lake in {lake}; make one with `pixels ingest SRC --lake {lake}`"
         raise UsageError(msg)

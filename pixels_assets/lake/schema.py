@@ -44,6 +44,7 @@ _STATISTICS = frozenset(
 )
 # Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.
 _DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
+_LEVELS = ("patient", "study", "series", "instance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,23 @@ class Table:
     meaning : str
         What one row is, for people.
     columns : tuple of Column
-        In order; the last one is the partition column, `batch`.
+        In order; the last one of a partitioned table is the partition column, `batch`.
+    partitioned : bool
+        Whether parts lie in a folder for each batch.
+    key : tuple of str
+        What tells one row from all others, in a table that is not partitioned.
     """
 
     name: str
     meaning: str
     columns: tuple[Column, ...]
+    partitioned: bool = True
+    key: tuple[str, ...] = ()
+
+    @property
+    def partition_columns(self) -> list[str]:
+        """Columns whose values are in the path of a part and not in the part."""
+        return [PARTITION] if self.partitioned else []
 
     @property
     def arrow(self) -> pa.Schema:
@@ -109,7 +121,7 @@ class Table:
     @property
     def part_arrow(self) -> pa.Schema:
         """Schema of one Parquet part: without the partition column, which is in the path, and without comments."""
-        return pa.schema([pa.field(item.name, item.type, item.nullable) for item in self.columns if item.name != PARTITION])
+        return pa.schema([pa.field(item.name, item.type, item.nullable) for item in self.columns if item.name not in self.partition_columns])
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -275,4 +287,144 @@ QUARANTINE = Table(
     ),
 )
 
-TABLES: dict[str, Table] = {table.name: table for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE)}
+
+def level_attributes(level: str) -> tuple[Attribute, ...]:
+    """Promoted attributes of one level and of those above it."""
+    wanted = _LEVELS[: _LEVELS.index(level) + 1]
+    return tuple(item for item in ATTRIBUTES if item.level in wanted)
+
+
+def _level(level: str) -> tuple[Column, ...]:
+    return tuple(typed_column(item) for item in level_attributes(level))
+
+
+def _uids(**meanings: str) -> tuple[Column, ...]:
+    return tuple(Column(name, pa.list_(pa.string()), meaning) for name, meaning in meanings.items())
+
+
+def _count(name: str, meaning: str, clause: str | None = None) -> Column:
+    return Column(name, pa.int64(), meaning, nullable=False, clause=clause)
+
+
+_BYTES = _count("bytes", "Bytes of the current objects.")
+_PICTURE = (
+    Column("representative_path", pa.string(), "Address of the object that the thumbnail shows."),
+    _THUMBNAIL,
+    Column("mime", pa.string(), "Media type of the thumbnail: image/jpeg or image/png."),
+)
+
+PATIENTS = Table(
+    "patients",
+    "One row per patient: per identifier and issuer of it; objects that name no identifier are one row.",
+    (
+        *_level("patient"),
+        _count("NumberOfPatientRelatedStudies", "Studies of the patient.", "(0020,1200), DICOM PS3.4 C.3.4"),
+        _count("NumberOfPatientRelatedSeries", "Series of the patient.", "(0020,1202), DICOM PS3.4 C.3.4"),
+        _count("NumberOfPatientRelatedInstances", "Current objects of the patient.", "(0020,1204), DICOM PS3.4 C.3.4"),
+        Column("FirstStudyDate", pa.date32(), "Earliest day on which a study began."),
+        Column("LastStudyDate", pa.date32(), "Latest day on which a study began."),
+        *_uids(Modalities="Kinds of equipment and documents, each once, sorted."),
+        _BYTES,
+        *_PICTURE,
+    ),
+    partitioned=False,
+    key=("PatientID", "IssuerOfPatientID"),
+)
+
+STUDIES = Table(
+    "studies",
+    "One row per study.",
+    (
+        *_level("study"),
+        _count("NumberOfStudyRelatedSeries", "Series of the study.", "(0020,1206), DICOM PS3.18 table 10.6.3-3"),
+        _count("NumberOfStudyRelatedInstances", "Current objects of the study.", "(0020,1208), DICOM PS3.18 table 10.6.3-3"),
+        Column("ModalitiesInStudy", pa.list_(pa.string()), "Modalities of its series, each once, sorted.", clause="(0008,0061), DICOM PS3.18 10.6.3"),
+        Column("SOPClassesInStudy", pa.list_(pa.string()), "SOP classes of its objects, each once, sorted.", clause="(0008,0062), DICOM PS3.6 6"),
+        *_uids(
+            BodyPartsInStudy="Body parts of its series, each once, sorted.",
+            InstitutionNames="Where its equipment stands, each once, sorted.",
+            StationNames="Names of its equipment, each once, sorted.",
+        ),
+        _BYTES,
+        *_PICTURE,
+    ),
+    partitioned=False,
+    key=("StudyInstanceUID",),
+)
+
+SERIES = Table(
+    "series",
+    "One row per series of a study.",
+    (
+        *_level("series"),
+        _count("NumberOfSeriesRelatedInstances", "Current objects of the series.", "(0020,1209), DICOM PS3.18 table 10.6.3-4"),
+        Column("FirstInstanceNumber", pa.int64(), "Smallest number of an object."),
+        Column("LastInstanceNumber", pa.int64(), "Greatest number of an object."),
+        Column(
+            "FirstAcquisitionDateTime", _TIME, "When its first object was acquired, as written; when its content was made where that is not said."
+        ),
+        Column("LastAcquisitionDateTime", _TIME, "The same of its last object."),
+        *_uids(SOPClassUIDs="Kinds of its objects, each once, sorted.", TransferSyntaxUIDs="Encodings of its objects, each once, sorted."),
+        Column("Rows", pa.int64(), "Height of a frame, pixels; NULL unless all its images agree."),
+        Column("Columns", pa.int64(), "Width of a frame, pixels; NULL unless all its images agree."),
+        _count("frames", "Frames of all its images; an image that does not say how many counts as one."),
+        _BYTES,
+        *_PICTURE,
+    ),
+    partitioned=False,
+    key=("StudyInstanceUID", "SeriesInstanceUID"),
+)
+
+INSTANCES = Table(
+    "instances",
+    "One current row per SOPInstanceUID.",
+    (
+        *_level("instance"),
+        Column("rowId", pa.int64(), "Deterministic 63-bit key of path.", nullable=False),
+        _PATH,
+        _ORIGINAL_PATH,
+        Column(_LOCAL_PATH.name, _LOCAL_PATH.type, _LOCAL_PATH.meaning, nullable=False),
+        Column("relative_path", pa.string(), "The path below its source folder."),
+        _LENGTH,
+        _HASH,
+        _FILE_TYPE,
+        _MODIFIED,
+        Column("mime", pa.string(), "Media type of the object's thumbnail; NULL when it has none."),
+        Column("duplicates", pa.list_(pa.string()), "Addresses of identical copies, sorted.", nullable=False),
+        Column("versions", pa.int32(), "Different contents that claim this SOPInstanceUID; those above 1 are in uid_conflicts.", nullable=False),
+        Column(_BATCH.name, _BATCH.type, _BATCH.meaning, nullable=False),
+    ),
+    partitioned=False,
+    key=("SOPInstanceUID",),
+)
+
+UID_CONFLICTS = Table(
+    "uid_conflicts",
+    "One row per object whose SOPInstanceUID other objects of different content claim, too.",
+    (
+        typed_column(next(item for item in ATTRIBUTES if item.keyword == "SOPInstanceUID")),
+        _PATH,
+        _HASH,
+        Column("is_current", pa.bool_(), "This content is the one in instances.", nullable=False),
+        _LENGTH,
+        _MODIFIED,
+        *(typed_column(item) for item in ATTRIBUTES if item.keyword in {"StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"}),
+        Column(_BATCH.name, _BATCH.type, _BATCH.meaning, nullable=False),
+    ),
+    partitioned=False,
+    key=("SOPInstanceUID",),
+)
+
+
+def key_columns() -> tuple[Column, Column, Column]:
+    """Columns that every table of objects has: `path` and `original_path` first, `batch` last."""
+    return _PATH, _ORIGINAL_PATH_REQUIRED, _BATCH
+
+
+BATCH_TABLES: dict[str, Table] = {
+    table.name: table for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE)
+}
+"""Tables that a run of one batch writes, partitioned by `batch`."""
+ROLLUPS: dict[str, Table] = {table.name: table for table in (PATIENTS, STUDIES, SERIES, INSTANCES, UID_CONFLICTS)}
+"""Tables made from the whole `object_catalog`, not partitioned."""
+TABLES: dict[str, Table] = BATCH_TABLES | ROLLUPS

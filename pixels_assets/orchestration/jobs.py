@@ -9,7 +9,10 @@ from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
-from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
+from pixels_assets.lake.maintenance import maintain
+from pixels_assets.lake.query import exists
+from pixels_assets.lake.schema import BATCH_TABLES, ROLLUPS
+from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
@@ -18,10 +21,14 @@ from pixels_assets.settings import home
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
-    selection=dg.AssetSelection.assets(
-        *(asset_key(table) for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE))
-    ),
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in BATCH_TABLES.values())) | dg.AssetSelection.groups(EXTENSIONS),
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
+)
+
+update_rollups = dg.define_asset_job(
+    "update_rollups",
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in ROLLUPS.values())),
+    description="Bring patients, studies, series and instances up to date with object_catalog, however many batches changed it.",
 )
 
 
@@ -58,6 +65,33 @@ def seal_batches(context: dg.OpExecutionContext, config: DiscoverConfig, lake: L
 def discover_job() -> None:
     """Look at the sources."""
     seal_batches()
+
+
+@dg.op(description="Compact small files, write checkpoints, remove what no reader needs any more.")
+def maintain_tables(context: dg.OpExecutionContext, lake: LakeResource) -> None:
+    """Put the tables in order; no row changes."""
+    with failing_clearly():
+        done = maintain(lake.path) if exists(lake.path) else []
+    context.add_output_metadata(
+        {
+            "files": sum(one.files for one in done),
+            "compacted": in_words({one.table: one.compacted for one in done}),
+            "files_removed": in_words({one.table: one.vacuumed for one in done}),
+            "log_files_removed": in_words({one.table: one.log_files for one in done}),
+        }
+    )
+
+
+@dg.job(name="maintain", description="Keep the tables fast: few large files, short logs, nothing on disk that no reader needs. Safe at any time.")
+def maintain_job() -> None:
+    """Put the lake in order."""
+    maintain_tables()
+
+
+def schedules(*, watching: bool) -> list[dg.ScheduleDefinition]:
+    """Make the schedule of maintenance; it runs by itself where the sensors do."""
+    status = dg.DefaultScheduleStatus.RUNNING if watching else dg.DefaultScheduleStatus.STOPPED
+    return [dg.ScheduleDefinition(name="maintain_daily", job=maintain_job, cron_schedule="17 3 * * *", default_status=status)]
 
 
 def look(
@@ -101,4 +135,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = (ingest_batch, discover_job)
+JOBS = (ingest_batch, discover_job, maintain_job, update_rollups)

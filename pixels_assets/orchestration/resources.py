@@ -72,6 +72,9 @@ class EngineResource(dg.ConfigurableResource):
     preview: bool = _setting("preview")
     extract_to: str | None = _setting("extract_to")
     failure_share: float = _setting("failure_share")
+    extractors: str = _setting("extractors")
+    patch_rules: str | None = _setting("patch_rules")
+    patch_to: str | None = _setting("patch_to")
     limits: dict[str, Any] = Field(default_factory=dict, description="Guards against hostile input, by name; those of the environment when empty.")
 
     def settings(self, **more: object) -> Settings:
@@ -108,8 +111,9 @@ class EngineResource(dg.ConfigurableResource):
 
         from pixels_assets.engines.spark import SparkEngine, session_config, starting
 
-        with starting():
-            session = LazyPySparkResource(spark_config=session_config(settings, self.spark_config)).spark_session
+        config = session_config(settings, self.spark_config)
+        with starting(config["spark.master"]):
+            session = LazyPySparkResource(spark_config=config).spark_session
         return SparkEngine(session, settings.spark_partitions)
 
 
@@ -135,9 +139,8 @@ _SOURCES_SETTINGS = tuple(name for name in SourcesResource.model_fields if name 
 
 def engine_config(settings: Settings) -> dict[str, Any]:
     """Write settings as config of the engine resource."""
-    values = {name: getattr(settings, name) for name in _ENGINE_SETTINGS if name != "extract_to"}
-    if settings.extract_to is not None:
-        values["extract_to"] = str(settings.extract_to)
+    values = {name: getattr(settings, name) for name in _ENGINE_SETTINGS}
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None}
     return values | {"limits": asdict(settings.limits)}
 
 

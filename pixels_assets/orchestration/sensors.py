@@ -13,7 +13,8 @@ import dagster as dg
 from pixels_assets.errors import PixelsError
 from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
-from pixels_assets.orchestration.jobs import ingest_batch, look
+from pixels_assets.lake.rollups import are_behind, catalog_state
+from pixels_assets.orchestration.jobs import ingest_batch, look, update_rollups
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
 
@@ -23,6 +24,9 @@ _VERSION = 1
 _PARTITION_TAG = "dagster/partition"
 _LAKE_TAG = "pixels/lake"
 _PER_QUERY = 100
+_GOING = [
+    status for status in dg.DagsterRunStatus if status not in {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,12 @@ def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRe
 
 
 def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
-    """Make both sensors.
+    """Make the sensors.
 
     Parameters
     ----------
     watching : bool
-        Whether they run without being switched on in the UI.
+        Whether those that look at sources run without being switched on in the UI; the one that follows the catalog always does.
     seconds : int
         Time between two looks at the sources.
     """
@@ -110,7 +114,29 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
         register(context.instance, [str(request.partition_key) for request in requests])
         return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("no batch failed")
 
-    return [arrivals, failed_batches]
+    @dg.sensor(
+        name="catalog_changed",
+        job=update_rollups,
+        minimum_interval_seconds=seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="When object_catalog has changed, patients, studies, series and instances follow; one run for all batches that ran since.",
+    )
+    def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
+        if not exists(lake.path):
+            return dg.SkipReason("there is no lake yet")
+        try:
+            state = catalog_state(lake.path)
+            if not are_behind(lake.path):
+                return dg.SkipReason("the rollups are up to date")
+        except PixelsError as error:
+            return dg.SkipReason(str(error))
+        going = dg.RunsFilter(job_name=update_rollups.name, tags={_LAKE_TAG: str(lake.path)}, statuses=_GOING)
+        if context.instance.get_runs(going, limit=1):
+            return dg.SkipReason("a run brings the rollups up to date already")
+        # One try for each version: what fails is tried again when the catalog has changed again, or from the UI.
+        return dg.RunRequest(run_key=state, tags={_LAKE_TAG: str(lake.path)})
+
+    return [arrivals, failed_batches, catalog_changed]
 
 
 def _nothing_to_run(found: Discovery) -> str:

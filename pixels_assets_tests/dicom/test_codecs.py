@@ -1,12 +1,13 @@
 """Decoding one frame, for every supported compression, damaged data included."""
 
+import sys
 import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
 
-from pixels_assets.dicom.codecs import CODECS, Codec, NoPixels, PixelDescription, Reason, decode, looks_like_rle, sniff
+from pixels_assets.dicom.codecs import CODECS, Codec, NoPixels, PixelDescription, Reason, decode, decode_reduced, looks_like_rle, sniff
 
 LIMIT = 1 << 24
 
@@ -140,6 +141,34 @@ def test_lossy_htj2k_does_not_wrap_around_at_black_and_white():
     data = imagecodecs.htj2k_encode(noise, level=0.05, reversible=False)
     decoded, _ = decode(Codec.JPEG_2000, data, grey(8, rows=64, columns=64), max_bytes=LIMIT)
     assert np.abs(decoded.astype(int) - noise).max() < 128
+
+
+def test_damage_that_a_decoder_only_reports_is_not_shown(capfd):
+    array = ramp(rows=256, columns=256)
+    data = imagecodecs.htj2k_encode(array, reversible=True)
+    random, hook, differing = np.random.default_rng(3), sys.unraisablehook, 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        for at in random.integers(150, len(data) - 2, 40):
+            damaged[at] = random.integers(0, 256)
+        try:
+            first, second = (
+                decode_reduced(Codec.JPEG_2000, bytes(damaged), grey(stored=12, rows=256, columns=256), max_bytes=LIMIT, reduction=2) for _ in "12"
+            )
+        except NoPixels:
+            continue
+        assert np.array_equal(first[0], second[0])
+        differing += 1
+    assert differing < 60
+    assert sys.unraisablehook is hook
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_a_damaged_tile_grid_does_not_keep_a_decoder_busy_for_ever():
+    data = bytearray(imagecodecs.htj2k_encode(ramp(rows=256, columns=256), reversible=True))
+    data[data.index(b"\xff\x4f\xff\x51") + 39] = 117  # YTOsiz
+    with pytest.raises(NoPixels):
+        decode_reduced(Codec.JPEG_2000, bytes(data), grey(rows=256, columns=256), max_bytes=LIMIT, reduction=2)
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pydicom
 import pytest
 
 from pixels_assets.dicom import image
-from pixels_assets.dicom.image import RawImage, has, number, numbers, text, value
+from pixels_assets.dicom.image import RawImage, has, item, number, numbers, text, value
 from pixels_assets.dicom.pixels import PixelSource
+from pixels_assets.dicom.reader import Header, read_by_pydicom, read_header
 from pixels_assets.dicom.thumbnails import Thumbnail, make_thumbnail
+from pixels_assets.intake.filetype import DICOM_TYPES, identify
 
 FOLDERS = [Path(pydicom.__file__).parent / "data"]
 if (store := importlib.util.find_spec("data_store")) is not None:
@@ -54,25 +57,89 @@ def test_raw_values_of_packaged_files_are_those_of_pydicom():
     assert compared > 1000
 
 
+def both_ways(path):
+    """Header by the fast reader, and by pydicom."""
+    data = path.read_bytes()
+    stream = io.BytesIO(data)
+    identified = identify(stream, len(data))
+    if identified.name not in DICOM_TYPES:
+        return None
+    offset = identified.dataset_offset or 0
+    fast = read_header(stream, len(data), dataset_offset=offset, max_deflated_bytes=1 << 26)
+    if not isinstance(fast, Header) or fast.described is None or fast.pixel_offset is None:
+        return None
+    return fast, read_by_pydicom(io.BytesIO(data), len(data), offset, (), 1 << 26, 200.0)
+
+
+def compare_thumbnails(paths):
+    made = 0
+    for path in paths:
+        headers = both_ways(path)
+        if headers is not None:
+            fast, plain = (make_thumbnail(PixelSource.of(header), size=64, max_bytes=1 << 26) for header in headers)
+            assert fast == plain, path.name
+            made += isinstance(fast, Thumbnail)
+    return made
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_thumbnails_from_raw_elements_are_those_from_pydicom():
-    made = 0
-    for path in sorted(path for folder in FOLDERS for path in folder.rglob("*.dcm")):
-        data = path.read_bytes()
-        try:
-            stream = io.BytesIO(data)
-            dataset, again = (pydicom.dcmread(stream if turn else path, stop_before_pixels=True, force=True) for turn in range(2))
-            offset, syntax = stream.tell(), str(dataset.file_meta.TransferSyntaxUID)
-            is_deflated = dataset.file_meta.TransferSyntaxUID.is_deflated
-        except Exception:
-            continue
-        if is_deflated:
-            continue
-        header = raw_image(again, little=dataset.original_encoding[1] is not False, full=lambda path=path: pydicom.dcmread(path, force=True))
-        plain, raw = (make_thumbnail(PixelSource(one, syntax, stream, offset, len(data)), size=64, max_bytes=1 << 26) for one in (dataset, header))
-        assert raw == plain, path.name
-        made += isinstance(raw, Thumbnail)
-    assert made > 100
+    assert compare_thumbnails(sorted(path for folder in FOLDERS for path in folder.rglob("*.dcm"))) > 100
+
+
+@pytest.mark.corpus
+@pytest.mark.skipif("PIXELS_CORPUS" not in os.environ, reason="PIXELS_CORPUS is not set")
+@pytest.mark.filterwarnings("ignore")
+def test_thumbnails_of_the_corpus_from_raw_elements_are_those_from_pydicom():
+    files = sorted(path for path in Path(os.environ["PIXELS_CORPUS"]).rglob("*") if path.is_file() and path.stat().st_size < 30_000_000)
+    assert compare_thumbnails(files) > 100
+
+
+def groups(count):
+    """Functional groups of which each frame has its own."""
+    sequence = []
+    for place in range(count):
+        group, measures, window = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        measures.PixelSpacing, measures.SliceThickness = [place + 1, 1], 2
+        window.WindowCenter, window.WindowWidth = [place, 5], [100, 6]
+        group.PixelMeasuresSequence, group.FrameVOILUTSequence = [measures], [window]
+        sequence.append(group)
+    return sequence
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_items_are_found_in_bytes_as_pydicom_finds_them(implicit, undefined):
+    dataset = pydicom.Dataset()
+    dataset.PerFrameFunctionalGroupsSequence = groups(7)
+    if undefined:
+        for element in dataset.iterall():
+            element.is_undefined_length = element.VR == "SQ"
+        for nested in dataset.PerFrameFunctionalGroupsSequence:
+            nested.is_undefined_length_sequence_item = True
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=True, force_encoding=True)
+    start = 8 if implicit else 12
+    tag = pydicom.datadict.tag_for_keyword("PerFrameFunctionalGroupsSequence")
+    data = buffer.getvalue()[start:]
+    header = RawImage({tag: ("SQ", data)}.get, little=True, implicit=implicit, full=lambda: pytest.fail("no need for pydicom"))
+    for place in range(7):
+        group = item(header, "PerFrameFunctionalGroupsSequence", place)
+        assert list(numbers(item(group, "PixelMeasuresSequence", 0), "PixelSpacing")) == [place + 1, 1]
+        assert list(numbers(item(group, "FrameVOILUTSequence", 0), "WindowCenter")) == [place, 5]
+        assert item(group, "PixelMeasuresSequence", 1) is None
+        assert item(group, "PixelValueTransformationSequence", 0) is None
+    assert item(header, "PerFrameFunctionalGroupsSequence", 7) is None
+
+
+def test_items_that_are_odd_are_asked_of_pydicom():
+    dataset = pydicom.Dataset()
+    dataset.PerFrameFunctionalGroupsSequence = groups(2)
+    tag = pydicom.datadict.tag_for_keyword("PerFrameFunctionalGroupsSequence")
+    for data in (b"\xfe\xff", b"\x01" * 40, b"\xfe\xff\x00\xe0\xff\xff\xff\xff" * 40):
+        header = RawImage({tag: ("SQ", data)}.get, little=True, full=lambda: dataset)
+        group = item(header, "PerFrameFunctionalGroupsSequence", 1)
+        assert list(numbers(item(group, "PixelMeasuresSequence", 0), "PixelSpacing")) == [2, 1]
 
 
 def element(vr, data):
@@ -140,4 +207,4 @@ def test_a_file_read_again_gives_the_same_through_a_stream():
         warnings.simplefilter("ignore")
         header = raw_image(pydicom.dcmread(buffer, force=True))
     assert number(header, "Rows") == 7
-    assert numbers(header, "PixelSpacing") == [0.5, 0.25]
+    assert list(numbers(header, "PixelSpacing")) == [0.5, 0.25]

@@ -18,7 +18,8 @@ from PIL import Image
 import pixels_assets
 from pixels_assets.errors import BatchError
 from pixels_assets.intake.objects import SourceFile, row_id
-from pixels_assets.lake.catalog import ATTEMPTS, extension, path_tags, relative_path, retired_paths, superseded_paths
+from pixels_assets.intake.paths import extension, path_tags, relative_path
+from pixels_assets.lake.catalog import ATTEMPTS, retired_paths, superseded_paths
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.query import pending_batches, scan
 

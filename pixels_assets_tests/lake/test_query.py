@@ -8,8 +8,9 @@ import pytest
 
 from pixels_assets.errors import UsageError
 from pixels_assets.lake.changes import manifests
-from pixels_assets.lake.query import batch_rows, connect, exists, pending_batches, quarantined_batches, quarantined_files, scan, status
+from pixels_assets.lake.query import batch_rows, exists, pending_batches, quarantined_batches, quarantined_files, scan, status
 from pixels_assets.lake.schema import OBJECT_CATALOG, TABLES
+from pixels_assets.lake.sql import connect
 
 
 @pytest.fixture

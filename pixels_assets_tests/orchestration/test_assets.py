@@ -13,7 +13,7 @@ from PIL import Image
 
 from pixels_assets.lake.commit import open_table
 from pixels_assets.lake.query import pending_batches
-from pixels_assets.lake.schema import TABLES
+from pixels_assets.lake.schema import BATCH_TABLES, TABLES
 
 IMAGES = ("CT_small.dcm", "MR_small.dcm", "693_J2KI.dcm")
 
@@ -31,7 +31,7 @@ def test_one_partition_takes_a_batch_through_the_whole_lineage(place, figures, c
     assert all(passed for passed, _ in checked(result).values())
     assert len(checked(result)) == 5
     said = figures(result)
-    assert said.keys() == TABLES.keys()
+    assert said.keys() == BATCH_TABLES.keys()
     assert {table: said[table]["dagster/partition_row_count"] for table in said} == {
         "raw_files": 5,
         "unzipped_archives": 1,
@@ -52,7 +52,7 @@ def test_one_partition_takes_a_batch_through_the_whole_lineage(place, figures, c
     assert "| indexed | 4 |" in said["dicom_metadata"]["statuses"]
     assert "| new | 5 |" in said["raw_files"]["changes"]
     assert pending_batches(place.lake) == []
-    for table in TABLES:
+    for table in BATCH_TABLES:
         (entry,) = open_table(place.lake, table).history(1)
         assert entry["dagster_run_id"] == result.run_id
 
@@ -62,9 +62,9 @@ def test_materializing_a_batch_again_changes_no_row(place) -> None:
         place.write(name)
     (batch,) = place.seal()
     place.run(batch)
-    before = {table: place.rows(table).sort("path") for table in TABLES}
+    before = {table: place.rows(table).sort("path") for table in BATCH_TABLES}
     assert place.run(batch).success
-    assert all(place.rows(table).sort("path").equals(before[table]) for table in TABLES)
+    assert all(place.rows(table).sort("path").equals(before[table]) for table in BATCH_TABLES)
 
 
 def test_only_thumbnails_in_another_size(place, figures) -> None:
@@ -72,13 +72,13 @@ def test_only_thumbnails_in_another_size(place, figures) -> None:
         place.write(name)
     (batch,) = place.seal()
     place.run(batch)
-    versions = {table: open_table(place.lake, table).version() for table in TABLES}
+    versions = {table: open_table(place.lake, table).version() for table in BATCH_TABLES}
     assert place.rows("thumbnails").select(pl.max_horizontal("width", "height").max()).item() > 48
     result = place.run(batch, "thumbnails", ops={"index_objects": {"thumbnail_size": 48}})
     assert result.success
     assert figures(result).keys() == {"thumbnails"}
     assert place.rows("thumbnails").select(pl.max_horizontal("width", "height").max()).item() == 48
-    changed = {table for table in TABLES if open_table(place.lake, table).version() != versions[table]}
+    changed = {table for table in BATCH_TABLES if open_table(place.lake, table).version() != versions[table]}
     assert changed == {"thumbnails"}
     assert place.run(batch, "object_catalog").success
     sizes = {max(Image.open(io.BytesIO(data)).size) for data in place.rows()["thumbnail"].drop_nulls()}
@@ -258,10 +258,25 @@ def test_every_table_is_an_asset_with_its_columns_and_its_lineage(place) -> None
     for table in TABLES.values():
         node = graph.get(dg.AssetKey(["pixels", table.name]))
         assert [column.name for column in node.metadata["dagster/column_schema"].columns] == list(table.column_names)
-        assert node.partitions_def is not None
+        assert (node.partitions_def is not None) == table.partitioned
         assert node.code_version
         assert node.description
         assert not node.owners
     lineage = graph.get(dg.AssetKey(["pixels", "object_catalog"])).metadata["dagster/column_lineage"]
     assert [dep.asset_key.path[-1] for dep in lineage.deps_by_column["thumbnail"]] == ["thumbnails"]
     assert [dep.asset_key.path[-1] for dep in lineage.deps_by_column["meta"]] == ["dicom_metadata"]
+
+
+def test_an_extractor_has_an_asset_that_is_made_in_the_same_run_and_can_be_made_alone_later(place, figures) -> None:
+    place.write("CT_small.dcm")
+    (batch,) = place.seal()
+    assert place.run(batch).success
+    result = place.run(batch, "pixel_statistics", extractors="pixel_statistics")
+    assert result.success
+    assert figures(result).keys() == {"pixel_statistics"}
+    place.write("MR_small.dcm")
+    (batch,) = place.seal()
+    assert figures(place.run(batch, extractors="pixel_statistics")).keys() == {*TABLES, "pixel_statistics"}
+    rows = place.rows("pixel_statistics")
+    assert rows["has_pixel"].to_list() == [True, True]
+    assert rows["batch"].n_unique() == 2

@@ -15,7 +15,7 @@ import pixels_assets
 from pixels_assets.lake.changes import discover
 from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.query import pending_batches, scan
-from pixels_assets.lake.schema import TABLES
+from pixels_assets.lake.schema import BATCH_TABLES
 from pixels_assets.orchestration.instance import PROCESS_TAG, end_lost_runs, process_tag, shared_instance
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.settings import Settings
@@ -169,7 +169,7 @@ def batches(home, tmp_path, monkeypatch):
 
 def content(lake):
     """All rows of all tables, without what differs from run to run."""
-    return {name: scan(lake, name).collect().sort("path").rows() for name in TABLES}
+    return {name: scan(lake, name).collect().sort("path").rows() for name in BATCH_TABLES}
 
 
 @pytest.mark.slow

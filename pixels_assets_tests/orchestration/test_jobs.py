@@ -107,3 +107,22 @@ def test_thousands_of_partitions_are_registered_once() -> None:
         register(instance, keys)
         register(instance, [*keys, *keys])
         assert sorted(instance.get_dynamic_partitions("batch")) == keys
+
+
+def test_maintenance_leaves_all_rows_and_says_what_it_did(place) -> None:
+    job = place.definitions().resolve_job_def("maintain")
+    assert job.execute_in_process(instance=place.instance).success  # without a lake, too
+    place.write("CT_small.dcm")
+    for batch in place.seal():
+        assert place.run(batch).success
+    before = place.rows()
+    result = job.execute_in_process(instance=place.instance)
+    assert result.success
+    (event,) = result.filter_events(lambda event: event.is_successful_output)
+    assert {name: value.value for name, value in event.step_output_data.metadata.items()} == {
+        "files": 4,
+        "compacted": "none",
+        "files_removed": "none",
+        "log_files_removed": "none",
+    }
+    assert place.rows().equals(before)

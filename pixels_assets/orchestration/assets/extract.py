@@ -5,16 +5,18 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 import polars as pl
 from pydantic import Field
 
 from pixels_assets.dicom.thumbnails import contact_sheet
+from pixels_assets.engines.extractors import Extractor
 from pixels_assets.engines.indexing import IndexSpec, Tally
 from pixels_assets.engines.run import index_batch
 from pixels_assets.lake.changes import manifests
+from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.query import quarantined_files, scan
 from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.failures import failing_clearly
@@ -54,34 +56,46 @@ class IndexConfig(dg.Config):
     retry: list[str] = Field(default=[], description="Read again only the files with an object in quarantine under one of these statuses.")
 
 
-@dg.multi_asset(
-    name="index_objects",
-    specs=[
-        _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
-        _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
-        _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
-    ],
-    can_subset=True,
-    partitions_def=BATCH,
-)
-def index_objects(
-    context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource
-) -> Iterator[dg.MaterializeResult]:
-    """Read each object of one batch once, for whichever of the three tables are selected."""
-    with failing_clearly():
-        started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
-        settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
-        files = manifests(root).load(batch)
-        only = quarantined_files(root, batch, config.retry) if config.retry else None
-        outputs = frozenset(key.path[-1] for key in context.selected_asset_keys)
-        spec = IndexSpec(root, batch, f"{context.run.run_id}-{context.retry_number}", outputs, settings)
-        with engine.start() as running:
-            indexed = index_batch(running, spec, files, run_id=context.run.run_id, only=only, progress=_Progress())
-        seconds = time.monotonic() - started
-        for table in (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS):
-            if table.name in outputs:
+EXTENSIONS = "extensions"
+"""Group of the assets that extractors make."""
+
+
+def build_index_objects(extractors: Sequence[Extractor] = ()) -> dg.AssetsDefinition:
+    """Make the multi-asset: the three tables that every read gives, and one for each extractor."""
+    extracted = [extractor.table for extractor in extractors]
+    more = [_spec(extractor.table, EXTENSIONS, {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], extractor.version) for extractor in extractors]
+
+    @dg.multi_asset(
+        name="index_objects",
+        specs=[
+            _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
+            _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+            _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+            *more,
+        ],
+        can_subset=True,
+        partitions_def=BATCH,
+    )
+    def index_objects(
+        context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource, engine: EngineResource
+    ) -> Iterator[dg.MaterializeResult]:
+        """Read each object of one batch once, for whichever of the tables are selected."""
+        with failing_clearly():
+            started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
+            settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
+            create_tables(root, extracted)
+            files = manifests(root).load(batch)
+            only = quarantined_files(root, batch, config.retry) if config.retry else None
+            outputs = frozenset(key.path[-1] for key in context.selected_asset_keys)
+            spec = IndexSpec(root, batch, f"{context.run.run_id}-{context.retry_number}", outputs, settings)
+            with engine.start() as running:
+                indexed = index_batch(running, spec, files, run_id=context.run.run_id, only=only, progress=_Progress())
+            seconds = time.monotonic() - started
+            for table in spec.tables:
                 figures = materialization(root, table, indexed.commits[table.name], seconds, len(files))
                 yield dg.MaterializeResult(asset_key=asset_key(table), metadata=figures | _more(table, indexed.tally, settings, spec))
+
+    return index_objects
 
 
 class _Progress:

@@ -1,4 +1,4 @@
-"""The server's figures: searches over a million studies, metadata of a long series, frames of a series of slices; beside Orthanc where it is installed.
+"""The server's figures: searches over a million studies, metadata and frames of a long series; beside Orthanc where it is installed.
 
 Holds a generator of studies (rows only), a generator of a series (real files), a lean client and the measurements. Each figure is taken from a
 server process of its own over loopback, with the processor time that the server took beside the wall time.
@@ -34,13 +34,48 @@ from pixels_assets.lake.schema import OBJECT_CATALOG, RAW_FILES
 ROOT = "1.2.826.0.1.3680043.10.1561"
 FIELDS = "limit=101&offset={offset}&fuzzymatching=false&includefield=00081030%2C00080060%2C00080090%2C00100030"
 """What OHIF asks for in its study list."""
-FAMILIES = "Garcia Nguyen Smith Ivanova Kowalski Okafor Tanaka Haddad Silva Larsen Rossi Dubois Novak Yilmaz Singh Park".split()
-GIVEN = "Ana Bo Carlos Dana Emeka Fatima Goro Hana Ivan Jun Kira Liam Mona Nils Olga Pedro".split()
-WORDS = "CT CHEST ABDOMEN W/O CONTRAST MRI BRAIN KNEE LEFT RIGHT SPINE FOLLOW-UP SCREENING THORAX PELVIS ANGIO".split()
+FAMILIES = [
+    "Garcia",
+    "Nguyen",
+    "Smith",
+    "Ivanova",
+    "Kowalski",
+    "Okafor",
+    "Tanaka",
+    "Haddad",
+    "Silva",
+    "Larsen",
+    "Rossi",
+    "Dubois",
+    "Novak",
+    "Yilmaz",
+    "Singh",
+    "Park",
+]
+GIVEN = ["Ana", "Bo", "Carlos", "Dana", "Emeka", "Fatima", "Goro", "Hana", "Ivan", "Jun", "Kira", "Liam", "Mona", "Nils", "Olga", "Pedro"]
+WORDS = [
+    "CT",
+    "CHEST",
+    "ABDOMEN",
+    "W/O",
+    "CONTRAST",
+    "MRI",
+    "BRAIN",
+    "KNEE",
+    "LEFT",
+    "RIGHT",
+    "SPINE",
+    "FOLLOW-UP",
+    "SCREENING",
+    "THORAX",
+    "PELVIS",
+    "ANGIO",
+]
 MODALITIES = ("CT", "MR", "CT\\SR", "DX", "US", "PT\\CT", "MG", "XA")
 
 
 def main() -> None:
+    """Run what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     searches = commands.add_parser("searches")
@@ -118,7 +153,7 @@ def generate_lake(lake: Path, count: int) -> None:
 
 
 def shapes(lake: Path) -> dict[str, Callable[[random.Random], str]]:
-    """Requests of each kind, made anew for every call, so that no answer is kept from the one before."""
+    """Give requests of each kind, made anew for every call, so that no answer is kept from the one before."""
     table = pa.table(DeltaTable(lake / "studies").to_pyarrow_table(columns=["StudyInstanceUID", "PatientID", "AccessionNumber"]))
     uids, ids, numbers = (
         table[name].take(pa.array(range(0, table.num_rows, max(1, table.num_rows // 5000)))).to_pylist() for name in table.column_names
@@ -151,6 +186,7 @@ def shapes(lake: Path) -> dict[str, Callable[[random.Random], str]]:
 
 
 def measure_searches(options: argparse.Namespace) -> None:
+    """Print how long searches take."""
     folder = Path(tempfile.mkdtemp(prefix="pixels-bench-"))
     lake = options.lake or folder / "lake"
     try:
@@ -185,12 +221,13 @@ def write_series(folder: Path, slices: int, side: int) -> tuple[str, str]:
 
 
 def measure_series(options: argparse.Namespace) -> None:
+    """Print how long metadata and frames of a series take."""
     folder = Path(tempfile.mkdtemp(prefix="pixels-bench-"))
     try:
         study, series = write_series(folder / "source", options.slices, options.side)
         environment = os.environ | {"DAGSTER_HOME": str(folder)}
         pixels = [sys.executable, "-m", "pixels_assets.cli"]
-        subprocess.run([*pixels, "ingest", folder / "source", "--lake", folder / "lake"], env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*pixels, "ingest", folder / "source", "--lake", folder / "lake"], env=environment, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         numbers = list(range(1, options.slices + 1))
         with Server(folder / "lake") as server:
             address = f"/dicom-web/studies/{study}/series/{series}"
@@ -232,7 +269,7 @@ def orthanc(folder: Path, files: Sequence[bytes], address: str, options: argpars
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603, S607
         try:
             wait_for(port, process)
             for data in files:
@@ -263,7 +300,7 @@ class Server:
         self.port = free_port()
         started = time.perf_counter()
         command = [sys.executable, "-m", "pixels_assets.cli", "serve", "--lake", str(lake), "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
         wait_for(self.port, self._process)
         self.seconds = time.perf_counter() - started
 
@@ -284,22 +321,26 @@ class Server:
 
 
 def memory_of(pid: int) -> float:
+    """Resident memory of a process, MiB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def processor_of(pid: int) -> float:
+    """Processor time of a process so far, seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
+    """Find a port that nobody listens at."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a server answers."""
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -331,6 +372,7 @@ async def ask(
 
 
 async def one(port: int, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, int]:
+    """Ask once, on a connection of its own: status and bytes of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     found = await ask(reader, writer, path, "application/dicom+json, application/json", method, body)
     writer.close()
@@ -338,6 +380,7 @@ async def one(port: int, path: str, method: str = "GET", body: bytes = b"") -> t
 
 
 async def fetch_all(port: int, paths: Sequence[str], accept: str, clients: int) -> None:
+    """Fetch all of some paths with several clients."""
     waiting = list(reversed(paths))
 
     async def client() -> None:
@@ -359,7 +402,7 @@ async def drive(
     before, started = server.processor(), time.perf_counter()
 
     async def client(number: int) -> None:
-        rng = random.Random(number)
+        rng = random.Random(number)  # noqa: S311
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
         while time.perf_counter() - started < seconds:
             path = prefix + make(rng)
@@ -374,6 +417,7 @@ async def drive(
 
 
 def report(name: str, server: Server, measured: tuple[list[float], float, float]) -> None:
+    """Print one line of figures."""
     times, wall, used = measured
     ordered = sorted(times)
     p50, p95, p99 = (1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95, 0.99))

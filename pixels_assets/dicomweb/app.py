@@ -12,11 +12,11 @@ from starlette.types import ASGIApp
 
 from pixels_assets import __version__
 from pixels_assets.dicomweb import qido, rendered, stow, wado
-from pixels_assets.dicomweb.guard import Guard, is_loopback
+from pixels_assets.dicomweb.guard import Guard
 from pixels_assets.dicomweb.index import Index
 from pixels_assets.dicomweb.metrics import Metrics
 from pixels_assets.dicomweb.objects import Objects
-from pixels_assets.dicomweb.service import PREFIX, Busy, Ingest, Service, WebSettings
+from pixels_assets.dicomweb.service import PREFIX, Busy, Ingest, Service, WebSettings, is_loopback
 from pixels_assets.dicomweb.viewer import viewer_routes
 from pixels_assets.errors import UsageError, place_of
 from pixels_assets.settings import Settings

@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -17,9 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pixels_assets.dicomweb.metrics import Metrics
-from pixels_assets.dicomweb.service import WebSettings
+from pixels_assets.dicomweb.service import WebSettings, is_loopback
 
-__all__ = ["COOKIE", "Guard", "is_loopback"]
+__all__ = ["COOKIE", "Guard"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +31,6 @@ _HEADERS = [
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class _RefusedError(HTTPException):

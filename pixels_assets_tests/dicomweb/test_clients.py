@@ -87,11 +87,10 @@ def test_a_transfer_syntax_can_be_asked_for(client):
         {"PatientID": "1CT1"},
         {"PatientID": "*1*"},
         {"StudyDate": "20040119"},
-        {"StudyDate": "20040101-20041231"},
-        {"AccessionNumber": "?*"},
         {"StudyInstanceUID": str(KEYS[0])},
     ],
 )
+# Ranges are left out, which the other program does not know, and so is `?*`, by which it finds studies without a value.
 def test_searches_for_studies_agree_with_another_program(client, oracle, filters):
     ours = client.search_for_studies(search_filters=filters)
     theirs = oracle.search_for_studies(search_filters=filters)

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from pixels_assets.cli import main
 from pixels_assets.dicomweb.app import create_app
-from pixels_assets.dicomweb.guard import is_loopback
-from pixels_assets.dicomweb.service import WebSettings
+from pixels_assets.dicomweb.service import WebSettings, is_loopback
 from pixels_assets.errors import UsageError
 from pixels_assets.settings import Settings
 from pixels_assets_tests.dicomweb.conftest import OLD, Running, data_of, ingest
@@ -214,6 +213,8 @@ def test_no_request_of_the_described_kind_makes_the_server_fail(server):
     checked = 0
     for result in schema.get_all_operations():
         operation = result.ok()
+        if operation.method == "post" and "reject" not in operation.path:
+            continue  # multipart/related cannot be made up; test_stow has bodies of all sorts
 
         @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())

@@ -354,6 +354,8 @@ def _from_meta(index: Index, snapshot: Snapshot, instances: Sequence[Instance], 
 
 def _representative_fields(index: Index, snapshot: Snapshot, keys: Sequence[Sequence[object]], tags: Sequence[int]) -> list[list[tuple[int, str]]]:
     """Elements that no column of the level holds: those of the first object of each study or series."""
+    if not keys:
+        return []
     marks = ", ".join("?" * len(keys))
     column = _STUDY_KEY if keys and len(keys[0]) == 1 else _SERIES_KEY
     first = f"{column} in ({marks}) qualify row_number() over (partition by {column} order by SeriesInstanceUID, InstanceNumber, SOPInstanceUID) = 1"

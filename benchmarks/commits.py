@@ -19,8 +19,8 @@ import polars as pl
 from pixels_assets.lake.commit import commit, create_tables, open_table
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.parts import PartWriter
-from pixels_assets.lake.query import connect
 from pixels_assets.lake.schema import QUARANTINE
+from pixels_assets.lake.sql import connect
 
 
 def measure(lake: Path) -> dict[str, object]:

@@ -29,7 +29,7 @@ def make_series(template: str, number: int, images: int) -> list[bytes]:
     """Write one series: its images differ in UIDs, numbers, positions, times and grey values, as real ones do."""
     path = get_testdata_file(template)
     assert isinstance(path, str)
-    dataset, rng = pydicom.dcmread(path), random.Random(number)  # noqa: S311 - data for a benchmark
+    dataset, rng = pydicom.dcmread(path), random.Random(number)
     study, series = (generate_uid(entropy_srcs=[template, str(number), level]) for level in ("study", "series"))
     block = dataset.private_block(0x0099, "BENCHMARK", create=True)
     for element in range(100):
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     whole = [data for number in range(options.series) for template in TEMPLATES for data in make_series(template, number, options.images)]
-    shuffled = random.Random(1).sample(whole, len(whole))  # noqa: S311
+    shuffled = random.Random(1).sample(whole, len(whole))
     few = shuffled[: max(1, len(whole) // 20)]
     ways = {"series": (read_fast, whole), "shuffled": (read_fast, shuffled), "pydicom": (read_with_pydicom, few)}
     taken: dict[str, list[float]] = {name: [] for name in ways}

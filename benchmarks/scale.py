@@ -111,7 +111,7 @@ def ingest(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     environment = os.environ | {"DAGSTER_HOME": str(folder / "home"), "PIXELS_BATCH_FILES": str(options.batch_files)}
     (folder / "home").mkdir(exist_ok=True)
     started, batches, resident, listed = time.monotonic(), [], [], None
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     with process, Watch(process.pid) as watch:
         tail: list[str] = []
         assert process.stderr is not None

@@ -30,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, bad files included. 1: the environment failed. 2: wrong arguments. 130: interrupted.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and options.command is not _bench:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more = more
     try:
         with _terminating_in_order():
             return _run(options)
@@ -119,6 +123,8 @@ def _parser() -> _Parser:
     sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
     sql.set_defaults(command=_sql)
 
+    bench = commands.add_parser("bench", add_help=False, help="the benchmarks, against peers; pixels bench --help")
+    bench.set_defaults(command=_bench, lake=None, verbose=False)
     schema = commands.add_parser("schema", parents=[common], help="columns of a table as BigQuery shows them, nested")
     schema.add_argument("--table", default="headers", metavar="NAME", help="which table (default: headers)")
     schema.add_argument("--format", choices=["table", "json"], default="table", help="json is what BigQuery takes as a schema (default: table)")
@@ -206,6 +212,17 @@ def _maintain(options: argparse.Namespace, settings: Settings) -> int:
     if options.dry_run:
         print("nothing was changed: this is what `pixels maintain` would do")
     return 0
+
+
+def _bench(options: argparse.Namespace, settings: Settings) -> int:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks" / "bench.py").exists():
+        msg = "the benchmarks are in the source checkout, not in the installed package; run this command there"
+        raise UsageError(msg)
+    sys.path.insert(0, str(checkout))
+    from importlib import import_module
+
+    return int(import_module("benchmarks.bench").main(options.more))
 
 
 def _extract(options: argparse.Namespace, settings: Settings) -> int:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from pixels_assets.engines.extractors import load_extractors
 from pixels_assets.errors import UsageError
+from pixels_assets.orchestration.assets.annotations import linked_annotations
 from pixels_assets.orchestration.assets.catalog import object_catalog, quarantine
 from pixels_assets.orchestration.assets.extract import build_index_objects
 from pixels_assets.orchestration.assets.ingest import raw_files
@@ -18,7 +19,7 @@ from pixels_assets.orchestration.resources import default_resources
 from pixels_assets.orchestration.sensors import sensors
 from pixels_assets.settings import Settings
 
-ASSETS = [raw_files, object_catalog, quarantine, rollups]
+ASSETS = [raw_files, object_catalog, quarantine, rollups, linked_annotations]
 
 
 def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Definitions:

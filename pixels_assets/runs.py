@@ -18,6 +18,7 @@ from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
+from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
@@ -212,7 +213,7 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
     PixelsError
         It failed; the next call makes up for it.
     """
-    if not are_behind(settings.lake):
+    if not (are_behind(settings.lake) or links_are_behind(settings.lake)):
         return
     started = time.monotonic()
     config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}

@@ -17,6 +17,7 @@ from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
+from pixels_assets.engines.annotating import annotation_row
 from pixels_assets.engines.extractors import Seen, load_extractors
 from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
@@ -24,12 +25,12 @@ from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
 from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, SourceFile, Status, os_path, row_id
 from pixels_assets.lake.parts import Part, PartWriter, remove_parts
-from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
+from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.settings import MIB, Settings
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS)
+OUTPUTS: tuple[Table, ...] = (UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, ANNOTATIONS)
 """Tables that every pass can write; each extractor that the settings name adds its own."""
 
 CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
@@ -287,7 +288,12 @@ class _Stretch:
             )
 
     def add_extracted(self, seen: Seen) -> None:
-        """Let the extractors add their rows of the same object."""
+        """Add the row of an annotation, and let the extractors add their rows of the same object."""
+        if ANNOTATIONS.name in self.spec.outputs:
+            annotation = annotation_row(seen)
+            if annotation is not None:
+                self._write(ANNOTATIONS, annotation)
+                self.weight += len(str(annotation["items"]))
         for extractor in self.extractors:
             row = extractor.row(seen)
             if row is not None:

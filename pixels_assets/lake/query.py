@@ -110,14 +110,15 @@ def status(lake: Path) -> LakeStatus:
     """Figures of a lake."""
     catalog = scan(lake, OBJECT_CATALOG.name)
     indexed = catalog.filter(pl.col("status") == "indexed")
+    # By hash and streamed: a million UIDs side by side would take more memory than all the rest of a run.
     distinct = indexed.select(
-        patients=pl.col("PatientID").drop_nulls().n_unique(),
-        studies=pl.col("StudyInstanceUID").drop_nulls().n_unique(),
-        series=pl.col("SeriesInstanceUID").drop_nulls().n_unique(),
-        instances=pl.col("SOPInstanceUID").drop_nulls().n_unique(),
-    ).collect()
-    statuses = catalog.group_by("status").len().sort("status").collect()
-    loose = catalog.filter(pl.col("path") == pl.col("original_path")).select(pl.col("length").sum()).collect().item()
+        patients=pl.col("PatientID").drop_nulls().hash().n_unique(),
+        studies=pl.col("StudyInstanceUID").drop_nulls().hash().n_unique(),
+        series=pl.col("SeriesInstanceUID").drop_nulls().hash().n_unique(),
+        instances=pl.col("SOPInstanceUID").drop_nulls().hash().n_unique(),
+    ).collect(engine="streaming")
+    statuses = catalog.group_by("status").len().sort("status").collect(engine="streaming")
+    loose = catalog.filter(pl.col("path") == pl.col("original_path")).select(pl.col("length").sum()).collect(engine="streaming").item()
     quarantine = (
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )

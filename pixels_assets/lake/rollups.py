@@ -13,7 +13,7 @@ The rules, none of which looks at the order in which batches ran:
 
 Every rollup table remembers, in an application transaction, which version of `object_catalog` it reflects. An update reads the files that came and
 went since, computes the rows of the keys in them anew, and replaces these. When that version or a file of it is gone, everything is computed anew.
-A process that is killed between two tables leaves the later ones behind; the next update starts from the oldest.
+A process that is killed between two tables leaves the later ones behind; the next update looks at what changed since each of their versions.
 """
 
 import time
@@ -22,13 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, open_table, table_lock
+from pixels_assets.lake.findings import FROM_OBJECTS, FROM_SERIES, disagreements, object_findings, series_findings, subjects
 from pixels_assets.lake.keyed import Replaced, StoredFile, find_rows, replace_rows, scan_files, stored_files
 from pixels_assets.lake.schema import (
+    FINDINGS,
     INSTANCES,
     OBJECT_CATALOG,
     PARTITION,
@@ -46,6 +50,7 @@ RULES = 1
 """Counts up when a rule changes: tables made by other rules are then made anew."""
 
 _UIDS_AT_ONCE = 50_000
+_OBJECTS_AT_ONCE = 512
 _GROUPS_AT_ONCE = 20_000
 _LEVELS = {"patient": PATIENTS, "study": STUDIES, "series": SERIES}
 _KEYS = ["SOPInstanceUID", *dict.fromkeys(name for table in _LEVELS.values() for name in table.key)]
@@ -63,7 +68,7 @@ class Updated:
     version : int
         Version of `object_catalog` that the rollups reflect now.
     since : int or None
-        Version that they reflected before; None: everything was computed anew.
+        Oldest version that they reflected before; None: everything was computed anew.
     tables : dict of str to Replaced
         By table; empty when nothing had changed.
     changed : int
@@ -81,10 +86,11 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Keys that a change of the catalog concerns: SOPInstanceUIDs, sorted, and by table the groups; None: all."""
+    """Keys that a change of the catalog concerns: SOPInstanceUIDs and paths, sorted, and by table the groups."""
 
     uids: list[str]
-    groups: dict[str, pl.DataFrame | None]
+    paths: list[str]
+    groups: dict[str, pl.DataFrame]
 
 
 def are_behind(lake: Path) -> bool:
@@ -132,7 +138,7 @@ def update_rollups(lake: Path, *, run_id: str, rebuild: bool = False) -> Updated
         since = min(known) if len(known) == len(reflected) and not rebuild else None
         if since == catalog.version():
             return Updated(since, since, seconds=time.monotonic() - started)
-        change = None if since is None else _change(lake, catalog, since)
+        change = None if since is None else _change(lake, catalog, set(known))
         if change is None:
             since = None
         update = _Update(lake, catalog, change, run_id)
@@ -154,23 +160,17 @@ def _reflected(lake: Path, catalog: DeltaTable) -> dict[str, int | None]:
     return versions
 
 
-def _change(lake: Path, catalog: DeltaTable, since: int) -> _Change | None:
-    """Keys in the rows that came or went since a version; None when it cannot be told any more."""
-    try:
-        before = DeltaTable(lake / OBJECT_CATALOG.name, version=since)
-        old = {file.name: file for file in stored_files(lake, OBJECT_CATALOG, before, "SOPInstanceUID")}
-    except (OSError, DeltaError):
-        return None
+def _change(lake: Path, catalog: DeltaTable, since: set[int]) -> _Change | None:
+    """Keys in the rows that came or went since any of some versions; None when it cannot be told any more.
+
+    Tables reflect several versions when an update was killed. The oldest would not do: a row that came after it and is gone again is in those of the
+    tables that had got further.
+    """
     files = stored_files(lake, OBJECT_CATALOG, catalog, "SOPInstanceUID")
-    gone = [file for name, file in old.items() if name not in {live.name for live in files}]
-    came = [file for file in files if file.name not in old]
-    if not all(file.path.exists() for file in gone):
+    found = [_changed(lake, files, version) for version in sorted(since - {catalog.version()})]
+    if any(rows is None for rows in found):
         return None
-    # A file may have been copied for the sake of one row, or compacted: rows that are in both are no change.
-    content = pl.struct(_FROM_CATALOG).hash().alias("content")
-    left, arrived = (_indexed(scan_files(OBJECT_CATALOG, some)).select(*_KEYS, content).collect() for some in (gone, came))
-    on = ["SOPInstanceUID", "content"]
-    changed = pl.concat([left.join(arrived, on=on, how="anti", nulls_equal=True), arrived.join(left, on=on, how="anti", nulls_equal=True)])
+    changed = pl.concat([rows for rows in found if rows is not None])
     uids = changed["SOPInstanceUID"].drop_nulls().unique().sort().to_list()
     # Another object of the same UID may become current, or cease to be it: its groups are concerned, too.
     concerned = [changed.select(_KEYS)]
@@ -178,7 +178,26 @@ def _change(lake: Path, catalog: DeltaTable, since: int) -> _Change | None:
         _indexed(find_rows(OBJECT_CATALOG, files, "SOPInstanceUID", some)).select(_KEYS).unique().collect() for some in _pieces(uids, _UIDS_AT_ONCE)
     ]
     keys = pl.concat(concerned)
-    return _Change(uids, {table.name: keys.select(table.key).unique() for table in _LEVELS.values()})
+    return _Change(uids, changed["path"].unique().sort().to_list(), {table.name: keys.select(table.key).unique() for table in _LEVELS.values()})
+
+
+def _changed(lake: Path, files: Sequence[StoredFile], since: int) -> pl.DataFrame | None:
+    """Paths and keys of the rows that came or went since one version; None when it cannot be told any more."""
+    try:
+        before = DeltaTable(lake / OBJECT_CATALOG.name, version=since)
+        old = {file.name: file for file in stored_files(lake, OBJECT_CATALOG, before, "SOPInstanceUID")}
+    except (OSError, DeltaError, LakeError):
+        return None
+    live = {file.name for file in files}
+    gone = [file for name, file in old.items() if name not in live]
+    came = [file for file in files if file.name not in old]
+    if not all(file.path.exists() for file in gone):
+        return None
+    # A file may have been copied for the sake of one row, or compacted: rows that are in both are no change.
+    content = pl.struct(_FROM_CATALOG).hash().alias("content")
+    left, arrived = (_indexed(scan_files(OBJECT_CATALOG, some)).select("path", *_KEYS, content).collect() for some in (gone, came))
+    on = ["path", "content"]
+    return pl.concat([left.join(arrived, on=on, how="anti"), arrived.join(left, on=on, how="anti")])
 
 
 class _Update:
@@ -200,12 +219,37 @@ class _Update:
         self.changed = len(self._uids)
         self._conflicts: list[pl.DataFrame] = []
         keys = None if self._change is None else pl.DataFrame({"SOPInstanceUID": self._uids}, schema={"SOPInstanceUID": pl.String})
+        self._found: list[pl.DataFrame] = []
         done = {INSTANCES.name: self._replace(INSTANCES, keys, self._instances())}
         done[UID_CONFLICTS.name] = self._replace(UID_CONFLICTS, keys, iter(self._conflicts))
         for level, table in (("series", SERIES), ("study", STUDIES), ("patient", PATIENTS)):
             groups = None if self._change is None else self._change.groups[table.name]
             done[table.name] = self._replace(table, groups, self._groups(level, table, groups))
+        done[FINDINGS.name] = self._replace(FINDINGS, self._subjects(), self._findings())
         return done
+
+    def _subjects(self) -> pl.DataFrame | None:
+        """Name whose findings are made anew."""
+        if self._change is None:
+            return None
+        paths = pl.DataFrame({"path": self._change.paths}, schema={"path": pl.String})
+        groups = ((level, self._change.groups[table.name]) for level, table in _LEVELS.items())
+        return pl.concat([subjects("instance", paths), *(subjects(level, keys) for level, keys in groups)]).to_frame()
+
+    def _findings(self) -> Iterator[pl.DataFrame]:
+        """Make the findings on single objects, then give those that groups came to on the way."""
+        paths = None if self._change is None else self._change.paths
+        for file in stored_files(self._lake, OBJECT_CATALOG, self._catalog, "path"):
+            if paths is not None and not file.may_hold(paths):
+                continue
+            wanted = ds.field("status") == Status.INDEXED.value
+            if paths is not None:
+                wanted &= ds.field("path").isin(paths)
+            key = file.name.partition("/")[0].removeprefix(f"{PARTITION}=")
+            source = ds.dataset([str(file.path)], schema=OBJECT_CATALOG.part_arrow, format="parquet")
+            for batch in source.to_batches(columns=FROM_OBJECTS, filter=wanted, batch_size=_OBJECTS_AT_ONCE, batch_readahead=1):
+                yield object_findings(batch, key)
+        yield from self._found
 
     def _replace(self, table: Table, keys: pl.DataFrame | None, rows: Iterator[pl.DataFrame]) -> Replaced:
         return replace_rows(self._lake, table, open_table(self._lake, table.name), keys, rows, run_id=self._run_id, marks=self._marks)
@@ -236,7 +280,10 @@ class _Update:
             keys = keys.drop_nulls()
         for some in keys.sort(table.key).iter_slices(_GROUPS_AT_ONCE):
             rows = _of_groups(INSTANCES, files, table, some)
-            made = _agreed(rows, level, table)
+            made, odd = _agreed(rows, level, table)
+            self._found.append(disagreements(level, odd, [name for name in odd.columns if name not in table.key]))
+            if level == "series":
+                self._found.append(series_findings(rows.select(FROM_SERIES).collect()))
             if not made.is_empty():
                 pictures = self._middles(made) if level == "series" else self._from_below(level, table, some)
                 yield (
@@ -307,8 +354,8 @@ def _of_groups(source: Table, files: Sequence[StoredFile], table: Table, keys: p
     return rows.join(keys.lazy(), on=table.key, how="semi", nulls_equal=True) if len(table.key) > 1 else rows
 
 
-def _agreed(rows: pl.LazyFrame, level: str, table: Table) -> pl.DataFrame:
-    """One row per group: what its instances agree on, or most of them do, and the figures of the level."""
+def _agreed(rows: pl.LazyFrame, level: str, table: Table) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One row per group: what its instances agree on, or most of them do, and the figures of the level; and about what which groups disagree."""
     kinds = rows.collect_schema()
     attributes = [item.keyword for item in level_attributes(level) if item.keyword not in table.key]
     comparable = {name: pl.col(name).list.eval(pl.element().fill_null("")).list.join(_SEPARATOR) for name in attributes if kinds[name] == pl.List}
@@ -322,10 +369,11 @@ def _agreed(rows: pl.LazyFrame, level: str, table: Table) -> pl.DataFrame:
     disagreed = [name for name in attributes if groups.select((pl.col(f"{name}<") != pl.col(f"{name}>")).any()).item()]
     groups = groups.drop([f"{name}{end}" for name in attributes if name not in disagreed for end in "<>"])
     if not disagreed:
-        return groups
-    odd = groups.filter(pl.any_horizontal((pl.col(f"{name}<") != pl.col(f"{name}>")) for name in disagreed)).select(table.key)
+        return groups, groups.select(table.key).clear()
+    differs = {name: (pl.col(f"{name}<") != pl.col(f"{name}>")).fill_null(value=False) for name in disagreed}
+    odd = groups.filter(pl.any_horizontal(differs.values())).select(*table.key, **differs)
     details = rows.select(*table.key, *disagreed, *(comparable[name].alias(f"{name}=") for name in disagreed))
-    members = details.join(odd.lazy(), on=table.key, how="semi", nulls_equal=True).collect()
+    members = details.join(odd.select(table.key).lazy(), on=table.key, how="semi", nulls_equal=True).collect()
     for name in disagreed:
         counted = members.drop_nulls(name).group_by(*table.key, f"{name}=").agg(pl.len().alias("count"), pl.col(name).first())
         most = counted.sort("count", f"{name}=", descending=[True, False]).unique(table.key, keep="first", maintain_order=True)
@@ -335,7 +383,7 @@ def _agreed(rows: pl.LazyFrame, level: str, table: Table) -> pl.DataFrame:
             .join(groups.select(*table.key, pl.col(name).alias("one")), on=table.key, how="left", nulls_equal=True)
         )
         groups = groups.with_columns(pl.coalesce(name, "one").alias(name)).drop("one")
-    return groups
+    return groups, odd
 
 
 def _distinct(name: str) -> pl.Expr:

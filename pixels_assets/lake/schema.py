@@ -34,6 +34,7 @@ _STATISTICS = frozenset(
         "previous_path",
         "length",
         "status",
+        "subject",
         "file_type",
         "SOPClassUID",
         "SOPInstanceUID",
@@ -43,7 +44,7 @@ _STATISTICS = frozenset(
     | {"PatientID", "StudyDate", "Modality"}
 )
 # Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.
-_DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
+_DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "subject", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
 _LEVELS = ("patient", "study", "series", "instance")
 
 
@@ -288,6 +289,114 @@ QUARANTINE = Table(
 )
 
 
+ANNOTATIONS = Table(
+    "annotations",
+    "One row per object that says something about images: structured report, segmentation, RT structure set; as it was read.",
+    (
+        _PATH,
+        _ORIGINAL_PATH_REQUIRED,
+        Column("kind", pa.string(), "Which table its rows go to: measurements or segmentations.", nullable=False),
+        Column("items", pa.string(), "What it says, a JSON list; references as they are written."),
+        Column("highdicom_reads", pa.bool_(), "The library highdicom, which is strict, reads it; NULL for structure sets, which it does not know."),
+        Column("highdicom_reason", pa.string(), "Why it does not: the type of the exception and where it was raised."),
+        Column("error_code", pa.string(), "Why not all of it was read: a stable snake_case word."),
+        _BATCH,
+    ),
+)
+
+
+def _coded(**meanings: str) -> tuple[Column, ...]:
+    parts = {"code": "code value", "scheme": "designator of the coding scheme", "meaning": "meaning in words"}
+    return tuple(Column(f"{name}_{part}", pa.string(), f"{meaning}: {what}.") for name, meaning in meanings.items() for part, what in parts.items())
+
+
+_ANNOTATION = (
+    _PATH,
+    _ORIGINAL_PATH_REQUIRED,
+    *(typed_column(item) for item in ATTRIBUTES if item.keyword in {"SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"}),
+)
+_SOURCES = (
+    Column("frame_of_reference", pa.string(), "UID of the space that the coordinates are in, where they are in one."),
+    Column("source_study", pa.string(), "Study of the images that it is about: as catalogued, else as the object says."),
+    Column("source_series", pa.list_(pa.string()), "Series of these images, likewise."),
+    Column("source_instances", pa.list_(pa.string()), "SOPInstanceUIDs of these images."),
+    Column("source_found", pa.bool_(), "All of them are in the catalog; NULL when the object names none."),
+    Column("missing_sources", pa.list_(pa.string()), "UIDs of those that are not."),
+    *(item for item in ANNOTATIONS.columns if item.name in {"highdicom_reads", "highdicom_reason", "error_code"}),
+    Column(_BATCH.name, _BATCH.type, _BATCH.meaning, nullable=False),
+)
+
+MEASUREMENTS = Table(
+    "measurements",
+    "One row per measurement of the imaging measurement reports (DICOM PS3.16 TID 1500) that are now known.",
+    (
+        *_ANNOTATION,
+        Column("number", pa.int64(), "Its place in the report, from 1."),
+        Column("template", pa.string(), "Template that the report names.", clause="(0040,DB00), DICOM PS3.3 C.18.8"),
+        *_texts(tracking_identifier="What the reader calls the finding.", tracking_uid="UID of the finding, the same over time."),
+        *_coded(type="What was measured", derivation="Mean, maximum or the like of it"),
+        Column("value", pa.float64(), "The number; NULL for a region or point that was marked without measuring."),
+        *_coded(unit="Its unit"),
+        Column("qualifier", pa.string(), "Why there is no number, in words.", clause="(0040,A301), DICOM PS3.3 C.18.1"),
+        *_coded(finding="What was found", site="Where in the body"),
+        Column(
+            "graphic_type",
+            pa.string(),
+            "Kind of the first graphic: POINT, POLYLINE, POLYGON, CIRCLE, ELLIPSE, ...",
+            clause="(0070,0023), DICOM PS3.3 C.18.6",
+        ),
+        Column(
+            "graphic_data",
+            pa.list_(pa.float64()),
+            "Its coordinates: column and row in pixels, or x, y and z in mm where there is a frame of reference.",
+            clause="(0070,0022), DICOM PS3.3 C.18.6",
+        ),
+        Column("graphics", pa.int64(), "How many graphics it has."),
+        Column("source_frames", pa.list_(pa.int64()), "Frames of the images that it names, from 1."),
+        *_texts(
+            observer="Person who observed it.",
+            device="Device that observed it.",
+            algorithm_name="Algorithm that measured it.",
+            algorithm_version="Version of the algorithm.",
+        ),
+        Column("observed_at", _TIME, "When it was observed, else when the report was written; as written, taken as UTC."),
+        *_SOURCES,
+    ),
+    partitioned=False,
+    key=("path",),
+)
+
+SEGMENTATIONS = Table(
+    "segmentations",
+    "One row per segment of the segmentations, and per region of the RT structure sets, that are now known.",
+    (
+        *_ANNOTATION,
+        Column("kind", pa.string(), "bitmap, fractional, labelmap or rtstruct."),
+        Column("number", pa.int64(), "Number of the segment or region."),
+        *_texts(label="What it is called.", description="What is said about it."),
+        *_coded(category="What kind of thing it is", type="What it is", region="Where in the body"),
+        *_texts(
+            algorithm_type="AUTOMATIC, SEMIAUTOMATIC or MANUAL.",
+            algorithm_name="Which algorithm; for a region, how it was made.",
+            tracking_identifier="What the reader calls the thing.",
+            tracking_uid="UID of the thing, the same over time.",
+        ),
+        Column("voxel_count", pa.int64(), "Voxels that belong to it at all; NULL for regions."),
+        Column(
+            "volume_ml",
+            pa.float64(),
+            "Its volume, ml; fractions count as fractions, regions by the area of their contours. NULL where spacings are unknown.",
+        ),
+        Column("frames", pa.int64(), "Frames in which it is; for a region, its contours."),
+        *_texts(author="Who made it."),
+        Column("made_at", _TIME, "When it was made; as written, taken as UTC."),
+        *_SOURCES,
+    ),
+    partitioned=False,
+    key=("path",),
+)
+
+
 def level_attributes(level: str) -> tuple[Attribute, ...]:
     """Promoted attributes of one level and of those above it."""
     wanted = _LEVELS[: _LEVELS.index(level) + 1]
@@ -421,10 +530,29 @@ def key_columns() -> tuple[Column, Column, Column]:
     return _PATH, _ORIGINAL_PATH_REQUIRED, _BATCH
 
 
+FINDINGS = Table(
+    "findings",
+    "One row per thing that is odd about an object, a series, a study or a patient.",
+    (
+        Column("code", pa.string(), "Stable snake_case word for what is odd.", nullable=False),
+        Column("level", pa.string(), "What it is about: instance, series, study or patient.", nullable=False),
+        *(typed_column(item) for item in ATTRIBUTES if item.keyword in {"PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"}),
+        Column("keyword", pa.string(), "The attribute, with the sequences that lead to it, separated by dots."),
+        Column("message", pa.string(), "One sentence on it, without patient data.", nullable=False),
+        Column("path", pa.string(), "Address of the object, where it is about one."),
+        Column("batch", pa.string(), "Key of the batch that brought the object, where it is about one."),
+        Column("subject", pa.string(), "Level and key in one: rows about the same thing are replaced together.", nullable=False),
+    ),
+    partitioned=False,
+    key=("subject",),
+)
+
 BATCH_TABLES: dict[str, Table] = {
-    table.name: table for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, OBJECT_CATALOG, QUARANTINE)
+    table.name: table for table in (RAW_FILES, UNZIPPED_ARCHIVES, DICOM_METADATA, THUMBNAILS, ANNOTATIONS, OBJECT_CATALOG, QUARANTINE)
 }
 """Tables that a run of one batch writes, partitioned by `batch`."""
-ROLLUPS: dict[str, Table] = {table.name: table for table in (PATIENTS, STUDIES, SERIES, INSTANCES, UID_CONFLICTS)}
+ROLLUPS: dict[str, Table] = {table.name: table for table in (PATIENTS, STUDIES, SERIES, INSTANCES, UID_CONFLICTS, FINDINGS)}
 """Tables made from the whole `object_catalog`, not partitioned."""
-TABLES: dict[str, Table] = BATCH_TABLES | ROLLUPS
+LINKED: dict[str, Table] = {table.name: table for table in (MEASUREMENTS, SEGMENTATIONS)}
+"""Tables made from `annotations` and the whole `object_catalog`, not partitioned."""
+TABLES: dict[str, Table] = BATCH_TABLES | ROLLUPS | LINKED

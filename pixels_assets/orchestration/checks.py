@@ -7,8 +7,9 @@ from pixels_assets.intake.objects import Change, Status
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed, parts_holding
 from pixels_assets.lake.query import scan
-from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, UNZIPPED_ARCHIVES, Table
-from pixels_assets.orchestration.metadata import Metadata, asset_key, in_words
+from pixels_assets.lake.rollups import are_behind
+from pixels_assets.lake.schema import DICOM_METADATA, FINDINGS, INSTANCES, OBJECT_CATALOG, THUMBNAILS, UID_CONFLICTS, UNZIPPED_ARCHIVES, Table
+from pixels_assets.orchestration.metadata import Metadata, asset_key, counts, in_words
 from pixels_assets.orchestration.resources import EngineResource, LakeResource
 
 FAILING = (Status.CORRUPT, Status.ENCRYPTED, Status.LIMIT_EXCEEDED, Status.UNREADABLE, Status.CRASHED, Status.TIMEOUT)
@@ -137,4 +138,74 @@ def decodable_images_have_thumbnails(context: dg.AssetCheckExecutionContext, lak
     )
 
 
-CHECKS = [listed_is_accounted, members_are_accounted, rows_are_unique, failures_are_few, decodable_images_have_thumbnails]
+_OBJECTS = ("required_missing", "required_empty", "uid_invalid", "date_invalid", "date_impossible", "frames_disagree", "too_deep")
+_SERIES = (
+    *("instance_number_missing", "instance_number_repeated", "instance_number_skipped"),
+    *("size_mixed", "spacing_mixed", "orientation_mixed", "slices_missing", "slices_uneven", "slices_repeated"),
+)
+_BATCHES_SHOWN = 50
+
+
+def _finding_check(name: str, codes: tuple[str, ...], description: str) -> dg.AssetChecksDefinition:
+    """Make a check that passes when there are no findings of some kinds; it tells how many of each, and how many of each batch."""
+
+    @dg.asset_check(name=name, asset=asset_key(FINDINGS), description=description)
+    def check(lake: LakeResource) -> dg.AssetCheckResult:
+        rows = scan(lake.path, FINDINGS.name).filter(pl.col("code").is_in(codes))
+        found = dict(rows.group_by("code").len().collect().iter_rows())
+        batches = rows.drop_nulls("batch").group_by("batch").len().sort("len", "batch", descending=[True, False]).head(_BATCHES_SHOWN).collect()
+        metadata: Metadata = {"findings": sum(found.values()), "codes": in_words(found)}
+        if not batches.is_empty():
+            metadata["batches"] = counts("batch", dict(batches.iter_rows()))
+        return dg.AssetCheckResult(passed=not found, severity=dg.AssetCheckSeverity.WARN, metadata=metadata)
+
+    return check
+
+
+@dg.asset_check(
+    asset=asset_key(UID_CONFLICTS),
+    description="No SOPInstanceUID has two contents.",
+)
+def uids_are_unique(lake: LakeResource) -> dg.AssetCheckResult:
+    """Count the UIDs that different contents claim, and the objects that claim them."""
+    rows = scan(lake.path, UID_CONFLICTS.name)
+    uids, objects, others = rows.select(pl.col("SOPInstanceUID").n_unique(), pl.len(), (~pl.col("is_current")).sum().alias("other")).collect().row(0)
+    return dg.AssetCheckResult(
+        passed=not objects, severity=dg.AssetCheckSeverity.WARN, metadata={"uids": uids, "objects": objects, "of_other_content": others}
+    )
+
+
+@dg.asset_check(
+    asset=asset_key(INSTANCES),
+    description="Every indexed object is a current instance, its copy, another version of it, or a finding that it names no SOPInstanceUID.",
+)
+def indexed_is_in_the_hierarchy(lake: LakeResource) -> dg.AssetCheckResult:
+    """Count indexed objects and where they are."""
+    indexed = scan(lake.path, OBJECT_CATALOG.name).filter(pl.col("status") == Status.INDEXED.value)
+    total, nameless = indexed.select(pl.len(), pl.col("SOPInstanceUID").is_null().sum().alias("nameless")).collect().row(0)
+    instances = scan(lake.path, INSTANCES.name)
+    current, copies = instances.select(pl.len(), pl.col("duplicates").list.len().sum().alias("copies")).collect().row(0)
+    others = scan(lake.path, UID_CONFLICTS.name).filter(~pl.col("is_current")).select(pl.len()).collect().item()
+    metadata: Metadata = {"indexed": total, "current": current, "copies": copies or 0, "other_versions": others, "without_uid": nameless or 0}
+    if are_behind(lake.path):
+        return dg.AssetCheckResult(passed=True, metadata=metadata | {"behind": "the hierarchy is yet to follow the catalog"})
+    accounted = current + (copies or 0) + others + (nameless or 0)
+    return dg.AssetCheckResult(passed=accounted == total, severity=dg.AssetCheckSeverity.WARN, metadata=metadata)
+
+
+FINDING_CHECKS = [
+    _finding_check("objects_conform", _OBJECTS, "No object lacks what its IOD requires, or has UIDs, dates or frames that cannot be."),
+    _finding_check("objects_have_uids", ("not_in_hierarchy",), "No object lacks a UID of the hierarchy."),
+    _finding_check("attributes_agree", ("attributes_disagree",), "Instances of one patient, study or series say the same about it."),
+    _finding_check("series_are_whole", _SERIES, "No series has gaps, doubled numbers, or slices that make no volume."),
+]
+CHECKS = [
+    listed_is_accounted,
+    members_are_accounted,
+    rows_are_unique,
+    failures_are_few,
+    decodable_images_have_thumbnails,
+    uids_are_unique,
+    indexed_is_in_the_hierarchy,
+    *FINDING_CHECKS,
+]

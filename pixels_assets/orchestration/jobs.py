@@ -11,7 +11,7 @@ from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists
-from pixels_assets.lake.schema import BATCH_TABLES, ROLLUPS
+from pixels_assets.lake.schema import BATCH_TABLES, LINKED, ROLLUPS
 from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
@@ -27,8 +27,8 @@ ingest_batch = dg.define_asset_job(
 
 update_rollups = dg.define_asset_job(
     "update_rollups",
-    selection=dg.AssetSelection.assets(*(asset_key(table) for table in ROLLUPS.values())),
-    description="Bring patients, studies, series and instances up to date with object_catalog, however many batches changed it.",
+    selection=dg.AssetSelection.assets(*(asset_key(table) for table in (ROLLUPS | LINKED).values())),
+    description="Bring the hierarchy, measurements and segmentations up to date with object_catalog, however many batches changed it.",
 )
 
 

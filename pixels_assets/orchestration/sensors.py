@@ -11,6 +11,7 @@ from itertools import islice
 import dagster as dg
 
 from pixels_assets.errors import PixelsError
+from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.lake.rollups import are_behind, catalog_state
@@ -121,12 +122,12 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="When object_catalog has changed, patients, studies, series and instances follow; one run for all batches that ran since.",
     )
-    def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
+    def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
             return dg.SkipReason("there is no lake yet")
         try:
             state = catalog_state(lake.path)
-            if not are_behind(lake.path):
+            if not (are_behind(lake.path) or links_are_behind(lake.path)):
                 return dg.SkipReason("the rollups are up to date")
         except PixelsError as error:
             return dg.SkipReason(str(error))
@@ -134,7 +135,7 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
         if context.instance.get_runs(going, limit=1):
             return dg.SkipReason("a run brings the rollups up to date already")
         # One try for each version: what fails is tried again when the catalog has changed again, or from the UI.
-        return dg.RunRequest(run_key=state, tags={_LAKE_TAG: str(lake.path)})
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=state, tags={_LAKE_TAG: str(lake.path)})])
 
     return [arrivals, failed_batches, catalog_changed]
 

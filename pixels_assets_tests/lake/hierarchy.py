@@ -1,6 +1,8 @@
 """What the rollups must say, computed in the plainest way: data sets of pydicom in a loop, and counters."""
 
 import datetime as dt
+import io
+import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -35,20 +37,21 @@ class Object:
 
 def text(dataset: pydicom.Dataset, keyword: str) -> str | None:
     """One value as text; None for an empty or missing one."""
-    value = str(dataset.get(keyword) or "").rstrip("\0 ").strip()
-    return value or None
+    value = dataset.get(keyword)
+    parts = value if isinstance(value, pydicom.multival.MultiValue) else ["" if value is None else value]
+    return "\\".join(str(part).rstrip("\0 ").strip() for part in parts) or None
 
 
 def date(dataset: pydicom.Dataset, keyword: str) -> dt.date | None:
     try:
-        return dt.datetime.strptime(text(dataset, keyword) or "", "%Y%m%d").date()
+        return dt.datetime.strptime((text(dataset, keyword) or "").replace(".", ""), "%Y%m%d").date()
     except ValueError:
         return None
 
 
 def number(dataset: pydicom.Dataset, keyword: str) -> int | None:
     try:
-        return int(float(text(dataset, keyword) or ""))
+        return int(text(dataset, keyword) or "")
     except ValueError:
         return None
 
@@ -169,7 +172,7 @@ def differences(lake: Path) -> list[str]:
 
 def catalogued(lake: Path) -> list[Object]:
     """Objects of the catalog, read by pydicom from the bytes of their headers."""
-    names = ["path", "content_hash", "length", "modificationTime", "batch"]
+    names = ["path", "content_hash", "length", "modificationTime", "batch", "meta"]
     rows = scan(lake, "object_catalog").filter(pl.col("status") == "indexed")
     pictures = rows.select("path", has_thumbnail=pl.col("thumbnail").is_not_null())
     headers = scan(lake, "dicom_metadata").select("path", "batch", "header")
@@ -181,10 +184,22 @@ def catalogued(lake: Path) -> list[Object]:
             row["length"],
             row["modificationTime"],
             row["has_thumbnail"],
-            pydicom.dcmread(pydicom.filebase.DicomBytesIO(row["header"]), force=True, stop_before_pixels=True),
+            read(row["header"], row["meta"]),
         )
         for row in joined.iter_rows(named=True)
     ]
+
+
+def read(header: bytes | None, meta: str) -> pydicom.Dataset:
+    """What pydicom makes of an object; of the JSON where it gives up on the bytes, or there are none."""
+    try:
+        found = pydicom.dcmread(io.BytesIO(header or b""), force=True, stop_before_pixels=True)
+        if "SOPInstanceUID" in found or "00080018" not in meta:
+            return found
+    except Exception:
+        pass
+    top = {tag: element for tag, element in json.loads(meta).items() if element["vr"] != "SQ"}
+    return pydicom.Dataset.from_json(top)
 
 
 def dicom(*, pixels: bool = False, **values: Any) -> bytes:
@@ -213,6 +228,6 @@ def _bytes(dataset: pydicom.Dataset, *, pixels: bool) -> bytes:
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
         dataset.PixelData = bytes(range(16))
-    file = pydicom.filebase.DicomBytesIO()
+    file = io.BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()

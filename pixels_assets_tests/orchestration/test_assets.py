@@ -37,6 +37,7 @@ def test_one_partition_takes_a_batch_through_the_whole_lineage(place, figures, c
         "unzipped_archives": 1,
         "dicom_metadata": 6,
         "thumbnails": 6,
+        "annotations": 0,
         "object_catalog": 6,
         "quarantine": 1,
     }
@@ -276,7 +277,7 @@ def test_an_extractor_has_an_asset_that_is_made_in_the_same_run_and_can_be_made_
     assert figures(result).keys() == {"pixel_statistics"}
     place.write("MR_small.dcm")
     (batch,) = place.seal()
-    assert figures(place.run(batch, extractors="pixel_statistics")).keys() == {*TABLES, "pixel_statistics"}
+    assert figures(place.run(batch, extractors="pixel_statistics")).keys() == {*BATCH_TABLES, "pixel_statistics"}
     rows = place.rows("pixel_statistics")
     assert rows["has_pixel"].to_list() == [True, True]
     assert rows["batch"].n_unique() == 2

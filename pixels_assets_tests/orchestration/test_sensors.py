@@ -268,7 +268,36 @@ def test_without_a_lake_no_batch_failed(place) -> None:
 def test_sensors_run_by_themselves_only_when_sources_are_set(place) -> None:
     def statuses(**values):
         found = place.definitions(**values).resolve_all_job_defs and place.definitions(**values).sensors
-        return {sensor.name: sensor.default_status for sensor in found}
+        return {sensor.name: sensor.default_status for sensor in found if sensor.name != "catalog_changed"}
 
     assert set(statuses().values()) == {dg.DefaultSensorStatus.STOPPED}
     assert set(statuses(sources=(str(place.source),)).values()) == {dg.DefaultSensorStatus.RUNNING}
+
+
+# --- what follows the catalog
+
+
+def test_the_hierarchy_follows_however_many_batches_changed_the_catalog(place) -> None:
+    daemon = Daemon(place, "catalog_changed")
+    assert daemon.tick() == ([], "there is no lake yet")
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        place.write(name)
+    for batch in place.seal(batch_files=1):
+        place.run(batch)
+    (request,), _ = daemon.tick()
+    assert daemon.tick() == ([], None), "one try for each version"
+    job = place.definitions().resolve_job_def("update_rollups")
+    waiting = place.instance.create_run_for_job(job, tags=request.tags)
+    assert daemon.tick() == ([], "a run brings the rollups up to date already")
+    place.instance.report_run_failed(waiting)
+    result = job.execute_in_process(instance=place.instance, tags=request.tags)
+    assert result.success
+    assert daemon.tick() == ([], "the rollups are up to date")
+    assert {table: len(place.rows(table)) for table in ("patients", "studies", "series", "instances")} == dict.fromkeys(
+        ("patients", "studies", "series", "instances"), 2
+    )
+
+
+def test_the_sensor_that_follows_the_catalog_always_runs(place) -> None:
+    (sensor,) = (sensor for sensor in place.definitions().sensors if sensor.name == "catalog_changed")
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING

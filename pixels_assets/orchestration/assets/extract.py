@@ -18,7 +18,7 @@ from pixels_assets.engines.run import index_batch
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.query import quarantined_files, scan
-from pixels_assets.lake.schema import DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
+from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import PICTURE_BYTES, Metadata, asset_key, counts, definition, materialization, picture
 from pixels_assets.orchestration.partitions import BATCH
@@ -61,7 +61,7 @@ EXTENSIONS = "extensions"
 
 
 def build_index_objects(extractors: Sequence[Extractor] = ()) -> dg.AssetsDefinition:
-    """Make the multi-asset: the three tables that every read gives, and one for each extractor."""
+    """Make the multi-asset: the tables that every read gives, and one for each extractor."""
     extracted = [extractor.table for extractor in extractors]
     more = [_spec(extractor.table, EXTENSIONS, {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], extractor.version) for extractor in extractors]
 
@@ -71,6 +71,7 @@ def build_index_objects(extractors: Sequence[Extractor] = ()) -> dg.AssetsDefini
             _spec(UNZIPPED_ARCHIVES, "ingest", {"python", "deltalake"}, [RAW_FILES], "1"),
             _spec(DICOM_METADATA, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
             _spec(THUMBNAILS, "extract", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
+            _spec(ANNOTATIONS, "annotations", {"dicom", "deltalake"}, [UNZIPPED_ARCHIVES], "1"),
             *more,
         ],
         can_subset=True,

@@ -1,0 +1,350 @@
+"""The contenders of the benchmark: each brings a folder of files into its own kind of store, in a process of its own.
+
+Ours call the package; the others are what the descriptions of those systems say that they do, written anew. Each is run as
+``python -m benchmarks.contenders NAME FOLDER OUT`` and prints one line of JSON.
+"""
+
+import contextlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CORES = len(os.sched_getaffinity(0))
+Counts = dict[str, float]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _shares(files: list[Path], size: int = 256) -> list[list[Path]]:
+    return [files[start : start + size] for start in range(0, len(files), size)]
+
+
+def _pooled(work: Callable[[list[Path]], Any], files: list[Path]) -> list[Any]:
+    with multiprocessing.get_context("forkserver").Pool(CORES) as pool:
+        return pool.map(work, _shares(files), chunksize=1)
+
+
+# --- the limit
+
+
+def _read_heads(files: list[Path]) -> int:
+    total = 0
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        total += len(os.read(descriptor, 65_536))
+        os.close(descriptor)
+    return total
+
+
+def read_only(folder: Path, out: Path) -> Counts:
+    """Open each file and read its first 64 KiB: nothing can be faster."""
+    files = _files(folder)
+    _pooled(_read_heads, files)
+    return {"files": len(files)}
+
+
+# --- ours
+
+
+def _header(path: Path) -> object:
+    from pixels_assets.dicom.reader import read_header
+
+    with path.open("rb") as stream:
+        return read_header(stream, os.fstat(stream.fileno()).st_size, max_deflated_bytes=1 << 26).meta  # type: ignore[union-attr]
+
+
+def reader(folder: Path, out: Path, *, shuffled: bool = False) -> Counts:
+    """Headers to JSON and typed values by our reader, in one process; CPU seconds of the reading alone."""
+    import random
+
+    files = _files(folder)
+    if shuffled:
+        random.Random(1).shuffle(files)
+    for file in files[:50]:
+        _header(file)
+    started = time.process_time()
+    for file in files:
+        _header(file)
+    return {"files": len(files), "reader_cpu": time.process_time() - started}
+
+
+def reader_shuffled(folder: Path, out: Path) -> Counts:
+    """Read the same in random order."""
+    return reader(folder, out, shuffled=True)
+
+
+def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
+    """One batch after the other through our engine into committed tables, without Dagster."""
+    from pixels_assets.engines.indexing import IndexSpec
+    from pixels_assets.engines.local import LocalEngine
+    from pixels_assets.engines.run import index_batch
+    from pixels_assets.intake.listing import Listing
+    from pixels_assets.intake.objects import SourceFile
+    from pixels_assets.lake.commit import create_tables
+    from pixels_assets.settings import Settings
+
+    settings = Settings.from_environment(lake=out / "lake", quiet_seconds=0.0)
+    create_tables(settings.lake)
+    listed = [file for file in Listing(str(folder)) if isinstance(file, SourceFile)]
+    objects, errors = 0, 0
+    with LocalEngine(CORES) as engine:
+        for number, start in enumerate(range(0, len(listed), settings.batch_files)):
+            spec = IndexSpec(settings.lake, f"b{number:05d}", "a", outputs, settings)
+            done = index_batch(engine, spec, listed[start : start + settings.batch_files], run_id="bench")
+            objects += done.tally.objects
+            errors += sum(count for status, count in done.tally.statuses.items() if status not in {"indexed", "archive"})
+            if "thumbnails" in outputs:
+                errors += sum(count for code, count in done.tally.thumbnails.items() if code != "ok" and code != "not_an_image")
+    return {"files": max(len(listed), objects - 1 if len(listed) == 1 else 0), "errors": errors}  # of one archive, its members count
+
+
+def pixels_metadata(folder: Path, out: Path) -> Counts:
+    """Write metadata, hash, header and typed columns into the Delta table `dicom_metadata`."""
+    return _index(folder, out, frozenset({"dicom_metadata"}))
+
+
+def pixels_thumbnails(folder: Path, out: Path) -> Counts:
+    """Write the same, and thumbnails into theirs."""
+    return _index(folder, out, frozenset({"dicom_metadata", "thumbnails"}))
+
+
+def pixels_ingest(folder: Path, out: Path) -> Counts:
+    """Run `pixels ingest`: everything, Dagster, all tables and thumbnails included."""
+    environment = os.environ | {"DAGSTER_HOME": str(out), "PIXELS_QUIET_SECONDS": "0", "PIXELS_PREVIEW": "false"}
+    command = [sys.executable, "-m", "pixels_assets.cli", "ingest", str(folder), "--lake", str(out / "lake")]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return {"files": len(_files(folder))}
+
+
+# --- plain pydicom
+
+
+def _plain(files: list[Path]) -> list[str]:
+    import pydicom
+
+    rows = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows.extend(json.dumps(pydicom.dcmread(file, stop_before_pixels=True).to_json_dict()) for file in files)
+    return rows
+
+
+def pydicom_pool(folder: Path, out: Path) -> Counts:
+    """Let pydicom make the JSON in a pool of processes, written as one Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = _files(folder)
+    rows = [row for share in _pooled(_plain, files) for row in share]
+    pq.write_table(pa.table({"path": [str(file) for file in files], "meta": rows}), out / "meta.parquet", compression="zstd")
+    return {"files": len(files)}
+
+
+# --- the accelerator's way
+
+
+def _accelerated(paths: Iterable[str], *, picture: bool) -> Iterator[tuple[str, str, bytes | None]]:
+    """For each file: open, pydicom to a JSON dict with binary values inline, to text; and a picture by matplotlib."""
+    import pydicom
+
+    for path in paths:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                dataset = pydicom.dcmread(path, defer_size=1000, stop_before_pixels=True)
+                meta = dataset.to_json_dict() | dataset.file_meta.to_json_dict()
+                text = json.dumps(meta)
+            except Exception as error:  # as there: the error's text becomes the metadata
+                text = json.dumps(str(error))
+            image = None
+            if picture:
+                from benchmarks.thumbnails import by_matplotlib
+
+                with contextlib.suppress(Exception):
+                    image = by_matplotlib(Path(path)).tobytes()
+        yield path, text, image
+
+
+def _spark(folder: Path, out: Path, *, picture: bool) -> Counts:
+    from pyspark.sql import SparkSession
+
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.master(f"local[{CORES}]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1").config("spark.driver.memory", "3g")
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("OFF")
+    files = session.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(folder)).select("path").collect()
+    paths = [row.path.removeprefix("file:") for row in files]
+
+    def work(share: Iterable[str]) -> Iterator[tuple[str, str, bytes | None]]:
+        return _accelerated(share, picture=picture)
+
+    rows = session.sparkContext.parallelize(paths, max(CORES * 4, len(paths) // 500)).mapPartitions(work)
+    session.createDataFrame(rows, "path string, meta string, thumbnail binary").write.parquet(str(out / "catalog"))
+    missing = session.read.parquet(str(out / "catalog")).where("thumbnail is null").count() if picture else 0
+    session.stop()
+    return {"files": len(paths), "errors": missing}
+
+
+def accelerator(folder: Path, out: Path) -> Counts:
+    """Make the accelerator's metadata: Spark lists and calls pydicom for each file."""
+    return _spark(folder, out, picture=False)
+
+
+def accelerator_thumbnails(folder: Path, out: Path) -> Counts:
+    """Make the accelerator's metadata and its picture by matplotlib."""
+    return _spark(folder, out, picture=True)
+
+
+# --- one flattened Parquet file for each object
+
+
+def _flattened(files: list[Path]) -> tuple[int, int]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import pydicom
+    from pydicom.datadict import dictionary_VM
+    from pydicom.multival import MultiValue
+
+    done, errors = 0, 0
+    for file in files:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                dataset = pydicom.dcmread(file, stop_before_pixels=True)
+                dataset.remove_private_tags()
+                row = {}
+                for element in dataset:
+                    if not element.keyword or element.value in (None, ""):
+                        continue
+                    value = element.value
+                    if element.VR == "SQ" or dictionary_VM(element.tag) == "1":
+                        row[element.keyword] = str(value)
+                    else:
+                        row[element.keyword] = [str(part) for part in (value if isinstance(value, MultiValue) else [value])]
+                pq.write_table(pa.Table.from_pylist([row]), file.parent / f".{file.name}.bench.parquet", compression="snappy")
+                (file.parent / f".{file.name}.bench.parquet").unlink()
+                done += 1
+            except Exception:  # as there: the object goes to the dead letters
+                errors += 1
+    return done, errors
+
+
+def flattened(folder: Path, out: Path) -> Counts:
+    """Go the serverless sample's way: flattened, one Parquet file for each object."""
+    files = _files(folder)
+    counted = _pooled(_flattened, files)
+    return {"files": len(files), "errors": sum(errors for _, errors in counted)}
+
+
+# --- pandas for each series
+
+
+def _series(files: list[Path]) -> int:
+    import pandas as pd
+    import pydicom
+
+    rows = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for file in files:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            rows.append({element.name: str(element.value) for element in dataset})
+        pd.DataFrame(rows).to_parquet(io.BytesIO())
+    return len(rows)
+
+
+def dcm2parquet(folder: Path, out: Path) -> Counts:
+    """Make a pandas frame of names and values for each series, as Parquet."""
+    groups: dict[Path, list[Path]] = {}
+    for file in _files(folder):
+        groups.setdefault(file.parent, []).append(file)
+    with multiprocessing.get_context("forkserver").Pool(CORES) as pool:
+        counted = pool.map(_series, list(groups.values()), chunksize=1)
+    return {"files": sum(counted)}
+
+
+# --- Orthanc
+
+
+def orthanc(folder: Path, out: Path) -> Counts:
+    """Upload every file to Orthanc over REST, by two clients. It runs in a network of its own, for it listens everywhere."""
+    if "BENCH_ALONE" not in os.environ:
+        inner = 'ip link set lo up 2>/dev/null || ifconfig lo up; exec "$0" -m benchmarks.contenders orthanc "$1" "$2"'
+        command = ["unshare", "-n", "bash", "-c", inner, sys.executable, str(folder), str(out)]
+        done = subprocess.run(command, check=True, env=os.environ | {"BENCH_ALONE": "1"}, capture_output=True, text=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    settings = {"HttpPort": 18042, "DicomServerEnabled": False, "RemoteAccessAllowed": False, "StorageDirectory": str(out / "db"), "Plugins": []}
+    (out / "orthanc.json").write_text(json.dumps(settings | {"IndexDirectory": str(out / "db"), "HttpThreadsCount": 8}))
+    server = subprocess.Popen(["Orthanc", str(out / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = "http://127.0.0.1:18042"
+    try:
+        for _ in range(100):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"{url}/system", timeout=5).read()
+                break
+            time.sleep(0.1)
+        files = _files(folder)
+
+        def upload(file: Path) -> int:
+            request = urllib.request.Request(f"{url}/instances", file.read_bytes(), method="POST")
+            try:
+                return int(urllib.request.urlopen(request, timeout=60).status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(2) as clients:
+            answers = list(clients.map(upload, files))
+        return {"files": len(files), "errors": sum(answer != 200 for answer in answers), "seconds": time.perf_counter() - started}
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+CONTENDERS: dict[str, Callable[[Path, Path], Counts]] = {
+    work.__name__: work
+    for work in (
+        read_only,
+        reader,
+        reader_shuffled,
+        pixels_metadata,
+        pixels_thumbnails,
+        pixels_ingest,
+        pydicom_pool,
+        accelerator,
+        accelerator_thumbnails,
+        flattened,
+        dcm2parquet,
+        orthanc,
+    )
+}
+
+
+def main() -> None:
+    """Run one contender."""
+    name, folder, out = sys.argv[1:]
+    started = time.perf_counter()
+    counts = CONTENDERS[name](Path(folder), Path(out))
+    counts.setdefault("seconds", time.perf_counter() - started)
+    print(json.dumps({key: value for key, value in counts.items() if math.isfinite(value)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -227,7 +227,7 @@ def measure_series(options: argparse.Namespace) -> None:
         study, series = write_series(folder / "source", options.slices, options.side)
         environment = os.environ | {"DAGSTER_HOME": str(folder)}
         pixels = [sys.executable, "-m", "pixels_assets.cli"]
-        subprocess.run([*pixels, "ingest", folder / "source", "--lake", folder / "lake"], env=environment, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        subprocess.run([*pixels, "ingest", folder / "source", "--lake", folder / "lake"], env=environment, check=True, stdout=subprocess.DEVNULL)
         numbers = list(range(1, options.slices + 1))
         with Server(folder / "lake") as server:
             address = f"/dicom-web/studies/{study}/series/{series}"
@@ -269,7 +269,7 @@ def orthanc(folder: Path, files: Sequence[bytes], address: str, options: argpars
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603, S607
+    with subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_for(port, process)
             for data in files:
@@ -300,7 +300,7 @@ class Server:
         self.port = free_port()
         started = time.perf_counter()
         command = [sys.executable, "-m", "pixels_assets.cli", "serve", "--lake", str(lake), "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self.port, self._process)
         self.seconds = time.perf_counter() - started
 
@@ -402,7 +402,7 @@ async def drive(
     before, started = server.processor(), time.perf_counter()
 
     async def client(number: int) -> None:
-        rng = random.Random(number)  # noqa: S311
+        rng = random.Random(number)
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
         while time.perf_counter() - started < seconds:
             path = prefix + make(rng)

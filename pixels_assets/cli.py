@@ -110,6 +110,11 @@ def _parser() -> _Parser:
     status = commands.add_parser("status", parents=[common], help="counts by status, batches, quarantine, table versions")
     status.set_defaults(command=_status)
 
+    diff = commands.add_parser("diff", parents=[common], help="the elements in which two objects differ, with their values")
+    diff.add_argument("first", metavar="A", help="a file, an address such as archive.zip!/member, or a SOPInstanceUID")
+    diff.add_argument("second", metavar="B", nargs="?", help="likewise (without it: all other versions of the SOPInstanceUID A)")
+    diff.set_defaults(command=_diff)
+
     retry = commands.add_parser("retry", parents=[common], help="new attempt for objects in quarantine")
     retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
     _add_engine(retry)
@@ -376,6 +381,29 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     )
     serve(settings, web, bring_in, say=_say)
     return 0
+
+
+def _diff(options: argparse.Namespace, settings: Settings) -> int:
+    """Return 0 when the objects are the same, 1 when they differ."""
+    from pixels_assets.lake.versions import compare
+
+    found = compare(settings.lake, options.first, options.second, settings.limits)
+    for comparison in found:
+        print(f"--- {comparison.left}\n+++ {comparison.right}")
+        for item in comparison.differences:
+            print(f"{item.tag} {item.keyword}")
+            for sign, value in (("-", item.left), ("+", item.right)):
+                if value is not None:
+                    print(f"  {sign} {_printable(value)}")
+        print(f"{len(comparison.differences)} elements differ" if comparison.differences else "no element differs")
+    return int(any(comparison.differences for comparison in found))
+
+
+def _printable(text: str) -> str:
+    """Write control characters out, which could lead a terminal astray, and what cannot be encoded."""
+    shown = "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _be_heard(settings: Settings) -> None:

@@ -167,7 +167,9 @@ def test_only_files_that_hold_a_changed_key_are_written_again(house) -> None:
     }
     house.write("1/0.dcm", dicom(SOPInstanceUID="1.1.0", StudyInstanceUID="2.1", SeriesInstanceUID="3.1", PatientID="P1", PatientName="New^One"))
     done = follow(house)
-    assert {name: (item.files_added, item.files_removed, item.rows_written, item.rows) for name, item in done.tables.items()} == {
+    assert {
+        name: (item.files_added, item.files_removed, item.rows_written, item.rows) for name, item in done.tables.items() if name != "findings"
+    } == {
         "instances": (1, 1, 1, 6),
         "uid_conflicts": (0, 0, 0, 0),
         "series": (1, 1, 1, 3),
@@ -192,7 +194,7 @@ def test_objects_without_uids_are_counted_where_they_can_be(house) -> None:
     house.write("c.dcm", dicom(SOPInstanceUID="1.3", StudyInstanceUID="2.1", SeriesInstanceUID="3.1"))
     house.write("d.dcm", dicom(PatientID="p", StudyInstanceUID="2.1", SeriesInstanceUID="3.1"))
     follow(house)
-    assert {name: scan(house.lake, name).select(pl.len()).collect().item() for name in ROLLUPS} == {
+    assert {name: scan(house.lake, name).select(pl.len()).collect().item() for name in ROLLUPS if name != "findings"} == {
         "patients": 2,
         "studies": 1,
         "series": 1,

@@ -128,8 +128,14 @@ def _parser() -> _Parser:
     sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
     sql.set_defaults(command=_sql)
 
+    rebuild = commands.add_parser("rebuild", parents=[common], help="metadata and typed columns again, from the kept headers; sources may be gone")
+    rebuild.add_argument("--batch", action="append", default=[], metavar="KEY", help="only this batch; may be repeated (default: all)")
+    rebuild.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    rebuild.set_defaults(command=_rebuild)
+
     bench = commands.add_parser("bench", add_help=False, help="the benchmarks, against peers; pixels bench --help")
     bench.set_defaults(command=_bench, lake=None, verbose=False)
+
     schema = commands.add_parser("schema", parents=[common], help="columns of a table as BigQuery shows them, nested")
     schema.add_argument("--table", default="headers", metavar="NAME", help="which table (default: headers)")
     schema.add_argument("--format", choices=["table", "json"], default="table", help="json is what BigQuery takes as a schema (default: table)")
@@ -266,6 +272,18 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
         sys.stdout.flush()
         sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, attached)
         sys.stdout.flush()
+    return 0
+
+
+def _rebuild(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.runs import rebuild
+
+    _be_heard(settings)
+    done = rebuild(settings, options.batch, say=_say)
+    print(
+        f"{done['rebuilt']} objects rebuilt; as they were: {done['without_header']} whose header is over 16 MiB, "
+        f"{done['unreadable_header']} whose header cannot be read, {done['not_indexed']} that are not indexed"
+    )
     return 0
 
 

@@ -142,9 +142,10 @@ def status(lake: Path) -> LakeStatus:
     quarantine = (
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )
+    present = [name for name in TABLES if DeltaTable.is_deltatable(str(lake / name))]  # a lake may be older than a table
     return LakeStatus(
-        versions={name: open_table(lake, name).version() for name in TABLES},
-        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in TABLES},
+        versions={name: open_table(lake, name).version() for name in present},
+        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in present},
         statuses=dict(statuses.iter_rows()),
         batches=manifests(lake).keys(),
         pending=pending_batches(lake),

@@ -279,3 +279,19 @@ def test_another_catalog_in_its_place_means_a_fresh_start(house) -> None:
     assert are_behind(house.lake)
     assert update(house).since is None
     assert scan(house.lake, "instances").collect().is_empty()
+
+
+@pytest.mark.corpus
+@pytest.mark.slow
+def test_the_corpus_in_one_three_and_ten_batches_gives_what_a_plain_loop_gives(new_house, tmp_path) -> None:
+    corpus = Path(os.environ["PIXELS_CORPUS"])
+    found = []
+    for batches in (1, 3, 10):
+        (tmp_path / str(batches)).mkdir()
+        house = new_house(tmp_path / str(batches))
+        house.look(corpus, batch_files=-(-sum(path.is_file() for path in corpus.rglob("*")) // batches))
+        house.run_pending()
+        update(house)
+        check(house)
+        found.append(contents(house.lake, but=["batch"]))
+    assert found[0] == found[1] == found[2]

@@ -117,6 +117,26 @@ class Catalog:
 
         return seen_tags(self.settings.lake)
 
+    def diff(self, first: str | os.PathLike[str], second: str | os.PathLike[str] | None = None) -> pl.DataFrame:
+        """Compare two objects, element by element.
+
+        Parameters
+        ----------
+        first, second : path or str
+            Each a file, an address of the catalog, or a SOPInstanceUID. Without `second`: a SOPInstanceUID, whose versions are compared.
+
+        Returns
+        -------
+        polars.DataFrame
+            One row per element that differs: ``left`` and ``right``, the objects' addresses, ``tag``, ``keyword``, ``left_value``, ``right_value``.
+        """
+        from pixels_assets.lake.versions import compare
+
+        found = compare(self.settings.lake, os.fspath(first), None if second is None else os.fspath(second), self.settings.limits)
+        rows = [(one.left, one.right, item.tag, item.keyword, item.left, item.right) for one in found for item in one.differences]
+        names = ("left", "right", "tag", "keyword", "left_value", "right_value")
+        return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
     def status(self) -> query.LakeStatus:
         """Figures of the lake."""
         return query.status(self.settings.lake)

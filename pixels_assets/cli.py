@@ -110,6 +110,11 @@ def _parser() -> _Parser:
     status = commands.add_parser("status", parents=[common], help="counts by status, batches, quarantine, table versions")
     status.set_defaults(command=_status)
 
+    diff = commands.add_parser("diff", parents=[common], help="the elements in which two objects differ, with their values")
+    diff.add_argument("first", metavar="A", help="a file, an address such as archive.zip!/member, or a SOPInstanceUID")
+    diff.add_argument("second", metavar="B", nargs="?", help="likewise (without it: all other versions of the SOPInstanceUID A)")
+    diff.set_defaults(command=_diff)
+
     retry = commands.add_parser("retry", parents=[common], help="new attempt for objects in quarantine")
     retry.add_argument("--status", action="append", default=[], metavar="STATUS", help="only objects with this status; may be repeated")
     _add_engine(retry)
@@ -123,8 +128,14 @@ def _parser() -> _Parser:
     sql.add_argument("--attach", action="append", default=[], metavar="NAME=FILE", help="see a CSV, JSON or Parquet file as a table; may be repeated")
     sql.set_defaults(command=_sql)
 
+    rebuild = commands.add_parser("rebuild", parents=[common], help="metadata and typed columns again, from the kept headers; sources may be gone")
+    rebuild.add_argument("--batch", action="append", default=[], metavar="KEY", help="only this batch; may be repeated (default: all)")
+    rebuild.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
+    rebuild.set_defaults(command=_rebuild)
+
     bench = commands.add_parser("bench", add_help=False, help="the benchmarks, against peers; pixels bench --help")
     bench.set_defaults(command=_bench, lake=None, verbose=False)
+
     schema = commands.add_parser("schema", parents=[common], help="columns of a table as BigQuery shows them, nested")
     schema.add_argument("--table", default="headers", metavar="NAME", help="which table (default: headers)")
     schema.add_argument("--format", choices=["table", "json"], default="table", help="json is what BigQuery takes as a schema (default: table)")
@@ -264,6 +275,18 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _rebuild(options: argparse.Namespace, settings: Settings) -> int:
+    from pixels_assets.runs import rebuild
+
+    _be_heard(settings)
+    done = rebuild(settings, options.batch, say=_say)
+    print(
+        f"{done['rebuilt']} objects rebuilt; as they were: {done['without_header']} whose header is over 16 MiB, "
+        f"{done['unreadable_header']} whose header cannot be read, {done['not_indexed']} that are not indexed"
+    )
+    return 0
+
+
 def _schema(options: argparse.Namespace, settings: Settings) -> int:
     import json
 
@@ -358,6 +381,29 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     )
     serve(settings, web, bring_in, say=_say)
     return 0
+
+
+def _diff(options: argparse.Namespace, settings: Settings) -> int:
+    """Return 0 when the objects are the same, 1 when they differ."""
+    from pixels_assets.lake.versions import compare
+
+    found = compare(settings.lake, options.first, options.second, settings.limits)
+    for comparison in found:
+        print(f"--- {comparison.left}\n+++ {comparison.right}")
+        for item in comparison.differences:
+            print(f"{item.tag} {item.keyword}")
+            for sign, value in (("-", item.left), ("+", item.right)):
+                if value is not None:
+                    print(f"  {sign} {_printable(value)}")
+        print(f"{len(comparison.differences)} elements differ" if comparison.differences else "no element differs")
+    return int(any(comparison.differences for comparison in found))
+
+
+def _printable(text: str) -> str:
+    """Write control characters out, which could lead a terminal astray, and what cannot be encoded."""
+    shown = "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _be_heard(settings: Settings) -> None:

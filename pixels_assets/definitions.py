@@ -10,6 +10,7 @@ from pixels_assets.errors import UsageError
 from pixels_assets.orchestration.assets.annotations import linked_annotations
 from pixels_assets.orchestration.assets.catalog import object_catalog, quarantine
 from pixels_assets.orchestration.assets.extract import build_index_objects
+from pixels_assets.orchestration.assets.headers import build_headers
 from pixels_assets.orchestration.assets.ingest import raw_files
 from pixels_assets.orchestration.assets.rollups import rollups
 from pixels_assets.orchestration.checks import CHECKS
@@ -52,7 +53,7 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
         msg = f"{sorted(unknown)} are neither resources nor settings; the resources are {', '.join(defaults)}, the settings {', '.join(names)}"
         raise UsageError(msg)
     return dg.Definitions(
-        assets=[*ASSETS, build_index_objects(load_extractors(settings))],
+        assets=[*ASSETS, build_headers(settings), build_index_objects(load_extractors(settings))],
         asset_checks=CHECKS,
         jobs=JOBS,
         schedules=schedules(watching=bool(settings.sources)),

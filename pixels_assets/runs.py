@@ -22,7 +22,8 @@ from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
-from pixels_assets.lake.query import batch_rows, pending_batches, quarantined_batches
+from pixels_assets.lake.headers import headers_are_behind
+from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches
 from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
@@ -171,6 +172,42 @@ def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info)
     return ran
 
 
+def rebuild(settings: Settings, batches: Sequence[str] = (), *, say: Say = logger.info) -> dict[str, int]:
+    """Make metadata, typed columns and what follows from them again, from the headers that the lake keeps; sources may be gone.
+
+    Parameters
+    ----------
+    settings : Settings
+    batches : sequence of str
+        Keys; all that have run to the end when empty.
+    say : callable
+        Told how it goes, a line at a time.
+
+    Returns
+    -------
+    dict of str to int
+        Objects ``rebuilt``, ``without_header``, with ``unreadable_header`` and ``not_indexed``.
+
+    Raises
+    ------
+    UsageError
+        There is no such batch, or no lake.
+    PixelsError
+        The environment failed; batches that were finished stay so.
+    """
+    chosen = finished_batches(settings.lake, batches)
+    say(f"{len(chosen)} batches to rebuild from their headers")
+    with shared_instance() as instance:
+        resources = {"lake": {"config": {"root": str(settings.lake)}}, "engine": {"config": engine_config(settings)}}
+        config: dict[str, object] = {"resources": resources, "ops": {"rebuild_metadata": {"config": {"batches": chosen}}}, "loggers": _QUIET}
+        result = _execute(settings, instance, _job(settings, "rebuild"), config)
+        if not result.success:
+            raise PixelsError(_reason(result))
+        _update_rollups(settings, instance, say)
+        figures = next(event.step_output_data.metadata for event in result.all_node_events if event.is_successful_output)
+        return {name: int(str(value.value)) for name, value in figures.items()}
+
+
 def _require_engine(settings: Settings) -> None:
     """Raise before anything is written when the engine needs what is not here."""
     if settings.engine == "spark":
@@ -213,15 +250,21 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
     PixelsError
         It failed; the next call makes up for it.
     """
-    if not (are_behind(settings.lake) or links_are_behind(settings.lake)):
+    if not (are_behind(settings.lake) or links_are_behind(settings.lake) or _headers_are_behind(settings)):
         return
     started = time.monotonic()
     config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
     result = _execute(settings, instance, _job(settings, "update_rollups"), config)
     if not result.success:
-        msg = f"patients, studies, series and instances are not up to date: {_reason(result)}; run the same command again"
+        msg = f"patients, studies, series, instances and headers are not up to date: {_reason(result)}; run the same command again"
         raise PixelsError(msg)
-    say(f"patients, studies, series and instances brought up to date in {time.monotonic() - started:.1f} s")
+    say(f"patients, studies, series, instances and headers brought up to date in {time.monotonic() - started:.1f} s")
+
+
+def _headers_are_behind(settings: Settings) -> bool:
+    if not settings.headers:
+        return False
+    return headers_are_behind(settings.lake, partition=settings.headers_partition, missing_date=settings.headers_missing_date)
 
 
 def _job(settings: Settings, name: str = "ingest_batch") -> dg.JobDefinition:

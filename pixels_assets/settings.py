@@ -5,6 +5,7 @@ Knows no Dagster and opens nothing. One frozen object goes through all layers, t
 
 import os
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,6 +74,9 @@ class Settings:
     extractors: str = _setting("", "Extractors to run in the same pass, by name or as module:object, joined by commas; see docs/extractors.md.")
     patch_rules: Path | None = _setting(None, "File of rules for the extractor `patches`.")  # noqa: RUF009 - a field
     patch_to: Path | None = _setting(None, "Folder for the corrected copies that the extractor `patches` writes.")  # noqa: RUF009 - a field
+    headers: bool = _setting(True, "Keep the nested data set `headers` up to date.")
+    headers_partition: str = _setting("batch", "How its files are partitioned: batch, or study_date for a folder per day as well.")
+    headers_missing_date: str = _setting("", "Day that stands for none in its folders, such as 1900-01-01; empty: the partition of NULL.")
     log_level: str = _setting("INFO", "Level of the package's loggers: DEBUG, INFO, WARNING or ERROR.")
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
 
@@ -158,6 +162,19 @@ def _check(values: Settings | Limits) -> None:
     if isinstance(values, Settings) and values.engine not in ENGINES:
         msg = f"engine is {values.engine!r}; use {' or '.join(ENGINES)}"
         raise UsageError(msg)
+    if isinstance(values, Settings) and values.headers_partition not in {"batch", "study_date"}:
+        msg = f"headers_partition is {values.headers_partition!r}; use batch or study_date"
+        raise UsageError(msg)
+    if isinstance(values, Settings) and not _is_day(values.headers_missing_date):
+        msg = f"headers_missing_date is {values.headers_missing_date!r}; use a day such as 1900-01-01, or nothing"
+        raise UsageError(msg)
     if isinstance(values, Settings) and values.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         msg = f"log_level is {values.log_level!r}; use DEBUG, INFO, WARNING or ERROR"
         raise UsageError(msg)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return not text or date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -30,6 +30,8 @@ _FRAMES, _PER_FRAME = "00280008", "52009230"
 _SOP_CLASS = "00080016"
 _NOT_IN_META = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010, 0x7FE00001, 0x7FE00002})
 _NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+_BY_VALUE_TYPE = frozenset({"sr-document-content"})
+"""Modules whose attributes depend on a value type, which the tables do not tell."""
 _MAXIMUM = 50
 
 
@@ -223,7 +225,7 @@ def _of_iod(iod: str) -> tuple[_Required, ...]:
     _, modules, attributes = _tables()
     tree: dict[str, Any] = {}
     for module in modules.get(iod, ()):
-        if module["usage"] == "M":
+        if module["usage"] == "M" and module["key"] not in _BY_VALUE_TYPE:
             for attribute in attributes.get(module["key"], ()):
                 branch = tree
                 for keyword in attribute["path"]:

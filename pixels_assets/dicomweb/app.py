@@ -12,11 +12,11 @@ from starlette.types import ASGIApp
 
 from pixels_assets import __version__
 from pixels_assets.dicomweb import qido, rendered, stow, wado
-from pixels_assets.dicomweb.guard import Guard, is_loopback
+from pixels_assets.dicomweb.guard import Guard
 from pixels_assets.dicomweb.index import Index
 from pixels_assets.dicomweb.metrics import Metrics
 from pixels_assets.dicomweb.objects import Objects
-from pixels_assets.dicomweb.service import PREFIX, Busy, Ingest, Service, WebSettings
+from pixels_assets.dicomweb.service import PREFIX, Busy, Ingest, Service, WebSettings, is_loopback
 from pixels_assets.dicomweb.viewer import viewer_routes
 from pixels_assets.errors import UsageError, place_of
 from pixels_assets.settings import Settings
@@ -85,13 +85,13 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
         """Whether the server answers, and what it knows of the lake."""
         snapshot = service.index.snapshot
         counts = {"studies": snapshot.studies.count, "series": snapshot.series.count, "instances": snapshot.instances}
-        return {"status": "ok", "version": __version__, "lake_version": snapshot.version, **counts}
+        return {"status": "ok", "version": __version__, "lake_version": snapshot.versions["object_catalog"], **counts}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def read_metrics() -> Response:
         """Figures for Prometheus."""
         snapshot = service.index.snapshot
-        metrics.gauge("pixels_lake_version", "Version of object_catalog that is served.", snapshot.version)
+        metrics.gauge("pixels_lake_version", "Version of object_catalog that is served.", snapshot.versions["object_catalog"])
         metrics.gauge("pixels_load_seconds", "Time that loading that version took.", snapshot.seconds)
         metrics.gauge("pixels_studies", "Studies served.", snapshot.studies.count)
         metrics.gauge("pixels_instances", "Instances served.", snapshot.instances)

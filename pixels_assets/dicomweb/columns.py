@@ -20,6 +20,7 @@ __all__ = ["Level", "NumberColumn", "TextColumn", "make_column"]
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int32]
 _NULL = np.int64(-(2**63))
+_FEW = 8
 _EPOCH = np.datetime64("1970-01-01")
 
 
@@ -65,17 +66,19 @@ class TextColumn:
 
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts."""
-        wanted = self._distinct_that_match(condition)
-        hits = int(np.count_nonzero(wanted))
-        if hits == 0:
-            return np.zeros(len(self.codes), np.bool_)
-        if hits <= 4:
-            found = np.flatnonzero(wanted)
-            mask: Mask = self.codes == found[0]
-            for code in found[1:]:
-                mask |= self.codes == code
-            return mask
-        return np.append(wanted, False)[self.codes]  # the code of an absent value, -1, is the last entry
+        if condition.values and self._normal is self.distinct and not self._odd:
+            found = self._codes_of(condition.values)
+        else:
+            wanted = self._distinct_that_match(condition)
+            if int(np.count_nonzero(wanted)) > _FEW:
+                return np.append(wanted, False)[self.codes]  # the code of an absent value, -1, is the last entry
+            found = np.flatnonzero(wanted).tolist()
+        if len(found) > _FEW:
+            return np.isin(self.codes, np.array(found, np.int32))
+        mask: Mask = np.zeros(len(self.codes), np.bool_)
+        for code in found:
+            mask |= self.codes == code
+        return mask
 
     def _distinct_that_match(self, condition: Condition) -> Mask:
         texts = self._normal
@@ -104,14 +107,17 @@ class TextColumn:
 
     def _exact(self, condition: Condition) -> Mask:
         mask = np.zeros(len(self.distinct), np.bool_)
-        if len(mask):
-            places = np.asarray(self.distinct.search_sorted(pl.Series(condition.values, dtype=pl.String)).to_numpy(), np.int64)
-            for place, text in zip(places, condition.values, strict=True):
-                if place < len(mask) and self.distinct[int(place)] == text:
-                    mask[place] = True
+        mask[self._codes_of(condition.values)] = True
         for number in self._odd:
             mask[number] = condition.accepts_any(self.distinct[number].split("\\"))
         return mask
+
+    def _codes_of(self, values: Sequence[str]) -> list[int]:
+        """Numbers of those values that there are."""
+        if not len(self.distinct):
+            return []
+        places = self.distinct.search_sorted(pl.Series(values, dtype=pl.String)).to_list()
+        return [place for place, text in zip(places, values, strict=True) if place < len(self.distinct) and self.distinct[place] == text]
 
     def take(self, rows: Rows) -> list[str | None]:
         """Values of some rows."""
@@ -179,6 +185,22 @@ class NumberColumn:
         return [None if value == _NULL else value for value in found.tolist()]
 
 
+class EmptyColumn:
+    """An attribute that no row has."""
+
+    def __init__(self, count: int, vr: str) -> None:
+        self.vr = vr
+        self._count = count
+
+    def match(self, condition: Condition) -> Mask:
+        """Rows that a condition accepts: none."""
+        return np.zeros(self._count, np.bool_)
+
+    def take(self, rows: Rows) -> list[None]:
+        """Values of some rows."""
+        return [None] * len(rows)
+
+
 def _days(text: str, *, up: bool) -> int:
     """Days since 1970 of YYYYMMDD; of a day that is none, of the nearest one before (`up`) or after it."""
     year, month, day = int(text[:4]), int(text[4:6]), int(text[6:8])
@@ -193,7 +215,7 @@ def _days(text: str, *, up: bool) -> int:
     return days
 
 
-Column = TextColumn | NumberColumn
+Column = TextColumn | NumberColumn | EmptyColumn
 
 
 def make_column(values: pa.Array | pa.ChunkedArray, vr: str) -> Column:
@@ -201,6 +223,8 @@ def make_column(values: pa.Array | pa.ChunkedArray, vr: str) -> Column:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     kind = values.type
+    if values.null_count == len(values) and vr != "UI":
+        return EmptyColumn(len(values), vr)
     if pa.types.is_date(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return NumberColumn(values, vr)
     return TextColumn(values.cast(pa.string()), vr)

@@ -9,16 +9,16 @@ import json
 import logging
 import time
 from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pixels_assets.dicomweb.metrics import Metrics
-from pixels_assets.dicomweb.service import WebSettings
+from pixels_assets.dicomweb.service import WebSettings, is_loopback
 
-__all__ = ["COOKIE", "Guard", "is_loopback"]
+__all__ = ["COOKIE", "Guard"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +33,8 @@ _HEADERS = [
 ]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-class _RefusedError(Exception):
-    def __init__(self, status: int, detail: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, headers or []
+class _RefusedError(HTTPException):
+    """What a request is refused for. Raised while a route reads the body too, where the application answers it like any other."""
 
 
 class _StoppedError(Exception):
@@ -127,7 +115,8 @@ class Guard:
                     await self._app(scope, receiving if waits_for_body else receive, sending)
             except _RefusedError as refused:
                 if not seen["begun"]:
-                    await _answer(sending, refused.status, refused.detail, [*refused.headers, (b"connection", b"close")])
+                    more = [(name.encode(), value.encode()) for name, value in (refused.headers or {}).items()]
+                    await _answer(sending, refused.status_code, refused.detail, [*more, (b"connection", b"close")])
             except _StoppedError:
                 logger.info("a client took too long to take its answer")
             finally:
@@ -151,7 +140,7 @@ class Guard:
         if self._web.token is None or scope["path"] in _OPEN or (scope["method"] == "OPTIONS" and origin):
             return
         if self._entering(scope) is None and not any(_same(given, self._web.token) for given in _tokens(headers)):
-            raise _RefusedError(401, "a token is needed", [(b"www-authenticate", b'Bearer realm="pixels"')])
+            raise _RefusedError(401, "a token is needed", {"www-authenticate": 'Bearer realm="pixels"'})
 
     def _is_public(self, name: str) -> bool:
         return self._web.public_url is not None and urlsplit(self._web.public_url).hostname == name
@@ -176,7 +165,7 @@ class Guard:
         path = "/" + scope["path"].lstrip("/\\")
         place = urlsplit(path).path + (f"?{rest}" if rest else "")
         secure = b"; Secure" if scope.get("scheme") == "https" else b""
-        cookie = f"{COOKIE}={self._web.token}; Path=/; HttpOnly; SameSite=Strict".encode("latin-1") + secure
+        cookie = f"{COOKIE}={quote(self._web.token, safe='')}; Path=/; HttpOnly; SameSite=Strict".encode("latin-1") + secure
         return [(b"location", place.encode("utf-8", "replace").decode("latin-1").encode("latin-1")), (b"set-cookie", cookie)]
 
     # --- other origins
@@ -218,7 +207,7 @@ def _tokens(headers: dict[str, str]) -> list[str]:
     except CookieError:
         cookie = None
     if cookie is not None:
-        found.append(cookie.value)
+        found.append(unquote(cookie.value))
     return found
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from pixels_assets.dicomweb.caching import Cache
@@ -35,6 +36,13 @@ logger = logging.getLogger(__name__)
 
 _MEMORY = "1GB"
 _KEPT_INSTANCES = 200_000
+_PATIENCE, _AT_ONCE = 4.0, 2.0
+"""A load that took more than so many seconds is not repeated before so many times its length have passed."""
+ROLLUPS = ("studies", "series", "instances")
+"""Tables of the hierarchy."""
+_KEYS = ("StudyInstanceUID", "SeriesInstanceUID")
+_STUDY_ORDER = "StudyDate desc nulls last, StudyTime desc nulls last, StudyInstanceUID"
+_SERIES_ORDER = "SeriesNumber nulls last, SeriesInstanceUID"
 _PLACE = ("path", "original_path", "length", "content_hash", "batch", "TransferSyntaxUID")
 
 
@@ -91,8 +99,8 @@ class Snapshot:
     ----------
     number : int
         Counts up with every load.
-    version : int
-        Version of `object_catalog`.
+    versions : dict of str to int
+        Versions of the tables that it was read from.
     studies, series : Level
         Series of one study lie side by side.
     study_of : numpy.ndarray of int32
@@ -108,7 +116,7 @@ class Snapshot:
     """
 
     number: int
-    version: int
+    versions: dict[str, int]
     studies: Level
     series: Level
     study_of: Rows
@@ -117,6 +125,7 @@ class Snapshot:
     files: dict[str, list[str]]
     roots: tuple[str, ...]
     seconds: float = 0.0
+    loaded: float = 0.0
     instances: int = 0
     found: Cache[Any] = field(default_factory=lambda: Cache(64 << 20, lambda rows: 256 + getattr(rows, "nbytes", 0)))
     """Rows that searches found, by what they asked for."""
@@ -161,13 +170,21 @@ class Index:
         return self._snapshot
 
     def is_stale(self) -> bool:
-        """Whether the lake has moved on."""
-        return (self._lake / OBJECT_CATALOG.name / "_delta_log" / f"{self._snapshot.version + 1:020}.json").exists()
+        """Whether the lake has moved on, and loading it again would not take up most of the time."""
+        now, found = time.monotonic(), self._snapshot
+        if now - found.loaded < _PATIENCE * found.seconds and found.seconds > _AT_ONCE:
+            return False
+        return self._has_moved_on()
+
+    def _has_moved_on(self) -> bool:
+        if any((self._lake / name / "_delta_log" / f"{version + 1:020}.json").exists() for name, version in self._snapshot.versions.items()):
+            return True
+        return OBJECT_CATALOG.name in self._snapshot.versions and len(self._snapshot.versions) == 1 and self._has_rollups()
 
     def refresh(self) -> Snapshot:
         """Load the lake's present state, once however many threads ask."""
         with self._turn:
-            if self.is_stale():
+            if self._has_moved_on():
                 old, self._snapshot = self._snapshot, self._load()
                 # A search that began on the old state ends on it; what is older still has no readers.
                 self._drop_before(old.number)
@@ -185,40 +202,60 @@ class Index:
         started = time.monotonic()
         number = next(self._numbers)
         table = f"instances_{number}"
-        catalog = open_table(self._lake, OBJECT_CATALOG.name)
-        version = catalog.version()
+        names = [OBJECT_CATALOG.name, *(ROLLUPS if self._has_rollups() else ())]
+        # The log is looked at before the data, so that what comes meanwhile is seen as a change.
+        deltas = {name: open_table(self._lake, name) for name in names}
+        cursor = self._database.cursor()
+        for name, delta in deltas.items():
+            cursor.register(name, delta.to_pyarrow_dataset())
+        columns = {name: {item.name for item in delta.schema().fields} for name, delta in deltas.items()}
+        if len(deltas) > 1:
+            studies = cursor.execute(_level_sql(STUDY, "studies", columns["studies"], _STUDY_ORDER)).to_arrow_table()
+            series = cursor.execute(_level_sql(SERIES, "series", columns["series"], _SERIES_ORDER)).to_arrow_table()
+            cursor.execute(_instances_sql(table, "instances", columns["instances"]))
+        else:
+            served = f"served_{number}"
+            cursor.execute(_served_sql(served, columns[OBJECT_CATALOG.name]))
+            series = cursor.execute(_series_sql(served)).to_arrow_table()
+            studies = cursor.execute(_studies_sql(served)).to_arrow_table()
+            cursor.execute(_instances_sql(table, served, None))
+            cursor.execute(f'drop table "{served}"')
+        total = cursor.execute(f'select count(*) from "{table}"').fetchone()  # noqa: S608 - a name of ours
+        for name in deltas:
+            cursor.unregister(name)
+        known = pc.index_in(series["StudyInstanceUID"], studies["StudyInstanceUID"].combine_chunks()).fill_null(-1).to_numpy().astype(np.int32)
+        order = np.argsort(known, kind="stable")
+        order = order[known[order] >= 0]  # of tables that are being brought up to date, one may be ahead
+        series, study_of = series.take(pa.array(order)), known[order]
+        snapshot = Snapshot(
+            number=number,
+            versions={name: delta.version() for name, delta in deltas.items()},
+            studies=_level(studies, STUDY),
+            series=_level(series, SERIES),
+            study_of=study_of,
+            first_series=np.searchsorted(study_of, np.arange(studies.num_rows + 1)),
+            table=table,
+            files=self._files(deltas[OBJECT_CATALOG.name]),
+            roots=self._roots(),
+            instances=int(total[0]) if total else 0,
+        )
+        snapshot.loaded = time.monotonic()
+        snapshot.seconds = snapshot.loaded - started
+        logger.info("%d studies, %d series, %d instances loaded in %.2f s", studies.num_rows, series.num_rows, snapshot.instances, snapshot.seconds)
+        return snapshot
+
+    def _has_rollups(self) -> bool:
+        """Whether the tables of studies, series and instances are there and were filled."""
+        found = [self._lake / name for name in ROLLUPS]
+        return all(DeltaTable.is_deltatable(str(path)) for path in found) and any(found[-1].rglob("*.parquet"))
+
+    def _files(self, catalog: DeltaTable) -> dict[str, list[str]]:
+        """Parquet files of the catalog by batch."""
         actions = pa.table(catalog.get_add_actions(flatten=True))
         files: dict[str, list[str]] = {}
         for path, batch in zip(actions["path"].to_pylist(), actions["partition.batch"].to_pylist(), strict=True):
             files.setdefault(batch, []).append(str(self._lake / OBJECT_CATALOG.name / path))
-        cursor = self._database.cursor()
-        cursor.register("object_catalog", catalog.to_pyarrow_dataset())
-        served = f"served_{number}"
-        cursor.execute(_served_sql(served, {item.name for item in catalog.schema().fields}))
-        series = cursor.execute(_series_sql(served)).to_arrow_table()
-        studies = cursor.execute(_studies_sql(served)).to_arrow_table()
-        cursor.execute(_instances_sql(table, served))
-        cursor.execute(f'drop table "{served}"')
-        total = cursor.execute(f'select count(*) from "{table}"').fetchone()  # noqa: S608 - a name of ours
-        cursor.unregister("object_catalog")
-        study_rows = pc.index_in(series["StudyInstanceUID"], studies["StudyInstanceUID"].combine_chunks()).to_numpy().astype(np.int32)
-        order = np.argsort(study_rows, kind="stable")
-        series, study_rows = series.take(pa.array(order)), study_rows[order]
-        snapshot = Snapshot(
-            number=number,
-            version=version,
-            studies=_level(studies, STUDY),
-            series=_level(series, SERIES),
-            study_of=study_rows,
-            first_series=np.searchsorted(study_rows, np.arange(studies.num_rows + 1)),
-            table=table,
-            files=files,
-            roots=self._roots(),
-            instances=int(total[0]) if total else 0,
-        )
-        snapshot.seconds = time.monotonic() - started
-        logger.info("%d studies, %d series, %d instances loaded in %.2f s", studies.num_rows, series.num_rows, snapshot.instances, snapshot.seconds)
-        return snapshot
+        return files
 
     def _roots(self) -> tuple[str, ...]:
         sources = open_table(self._lake, RAW_FILES.name).to_pyarrow_dataset().to_table(columns=["source"])["source"]
@@ -287,51 +324,65 @@ def _source(item: Known, columns: set[str]) -> str:
     column = f'"{item.keyword}"'
     if item.keyword not in columns:  # a lake that an older program wrote, and none since
         return "null::date" if item.kind == "date" else "null::bigint" if item.kind == "integer" else "null::varchar"
-    if item.kind in {"texts", "integers", "numbers"}:
+    if item.kind in {"texts", "integers", "numbers"} or item.keyword in {"ModalitiesInStudy", "SOPClassesInStudy"}:
         return f"array_to_string({column}, '\\')"
     if item.kind == "time":
         return f"regexp_replace(replace({column}, ':', ''), '[.]?0*$', '')"
     return column
 
 
+def _selected(level: str, columns: set[str]) -> str:
+    return ", ".join(f'{_source(item, columns)} as "{item.keyword}"' for item in KNOWN if item.level == level and item.keyword not in _KEYS)
+
+
+def _level_sql(level: str, table: str, columns: set[str], order: str) -> str:
+    """Rows of a rollup, in the order of answers."""
+    keys = [name for name in _KEYS if name in columns]
+    condition = " and ".join(f"{name} <> ''" for name in keys)
+    return f"select {', '.join(keys)}, {_selected(level, columns)} from {table} where {condition} order by {order}"  # noqa: S608 - names of ours only
+
+
 def _served_sql(table: str, columns: set[str]) -> str:
-    """One row per SOP Instance UID, from the newest batch that has one."""
-    values = ", ".join(f'{_source(item, columns)} as "{item.keyword}"' for item in KNOWN if not item.computed)
+    """One row per SOP Instance UID, by the rule of the rollups: the last one that was modified, of those the one with the smallest path."""
+    values = ", ".join(f'{_source(item, columns)} as "{item.keyword}"' for item in KNOWN if item.kind != "computed")
     return f"""
         create table "{table}" as select {values}, {", ".join(_PLACE)}, modificationTime
         from object_catalog
         where status = 'indexed' and StudyInstanceUID <> '' and SeriesInstanceUID <> '' and SOPInstanceUID <> ''
-        qualify row_number() over (partition by SOPInstanceUID order by batch desc, path) = 1
+        qualify row_number() over (partition by SOPInstanceUID order by modificationTime desc nulls last, path) = 1
     """  # noqa: S608 - names of ours only
 
 
-def _instances_sql(table: str, served: str) -> str:
+def _instances_sql(table: str, source: str, columns: set[str] | None) -> str:
     """Instances by study, series and number, so that a series lies in one place; with what is known of the files that they lie in."""
-    values = ", ".join(f'"{item.keyword}"' for item in KNOWN if item.level == INSTANCE)
+    names = [item.keyword for item in KNOWN if item.level == INSTANCE]
+    values = _selected(INSTANCE, columns) if columns is not None else ", ".join(f'"{name}"' for name in names)
     return f"""
         create table "{table}" as
         with files as (
             select path as file, length as file_length, modificationTime as file_time from object_catalog
-            where path in (select original_path from "{served}" where original_path <> path)
+            where path in (select original_path from "{source}" where original_path <> path)
+        ), served as (
+            select StudyInstanceUID, SeriesInstanceUID, {values}, {", ".join(_PLACE)}, modificationTime from "{source}"
+            where StudyInstanceUID <> '' and SeriesInstanceUID <> '' and SOPInstanceUID <> ''
         )
-        select StudyInstanceUID, SeriesInstanceUID, {values}, {", ".join(_PLACE)}, coalesce(file_length, length) as source_length,
+        select served.* exclude (modificationTime), coalesce(file_length, length) as source_length,
             epoch_us(coalesce(file_time, modificationTime)) as source_mtime
-        from "{served}" left join files on original_path = file
+        from served left join files on original_path = file
         order by StudyInstanceUID, SeriesInstanceUID, InstanceNumber, SOPInstanceUID
     """  # noqa: S608 - names of ours only
 
 
 def _representative(level: str) -> str:
-    # One value for all objects below, the same whatever the order of rows: that of the first path which has one.
-    keys = {"StudyInstanceUID", "SeriesInstanceUID"}
-    names = [item.keyword for item in KNOWN if item.level == level and not item.computed and item.keyword not in keys]
-    return ", ".join(f'arg_min("{name}", path) filter ("{name}" is not null) as "{name}"' for name in names)
+    # One value for all objects below, whatever the order of rows: the one that most of them have.
+    names = [item.keyword for item in KNOWN if item.level == level and not item.computed and item.keyword not in _KEYS]
+    return ", ".join(f'mode("{name}") filter ("{name}" is not null) as "{name}"' for name in names)
 
 
 def _series_sql(table: str) -> str:
     return f"""
         select StudyInstanceUID, SeriesInstanceUID, {_representative(SERIES)}, count(*) as NumberOfSeriesRelatedInstances
-        from "{table}" group by StudyInstanceUID, SeriesInstanceUID order by SeriesNumber nulls last, SeriesInstanceUID
+        from "{table}" group by StudyInstanceUID, SeriesInstanceUID order by {_SERIES_ORDER}
     """  # noqa: S608 - names of ours only
 
 
@@ -341,7 +392,7 @@ def _studies_sql(table: str) -> str:
             array_to_string(list_sort(list(distinct Modality) filter (Modality <> '')), '\\') as ModalitiesInStudy,
             array_to_string(list_sort(list(distinct SOPClassUID) filter (SOPClassUID <> '')), '\\') as SOPClassesInStudy,
             count(distinct SeriesInstanceUID) as NumberOfStudyRelatedSeries, count(*) as NumberOfStudyRelatedInstances
-        from "{table}" group by StudyInstanceUID order by StudyDate desc nulls last, StudyTime desc nulls last, StudyInstanceUID
+        from "{table}" group by StudyInstanceUID order by {_STUDY_ORDER}
     """  # noqa: S608 - names of ours only
 
 

@@ -6,6 +6,7 @@ Holds lists and text. Must not read tables or know HTTP.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
@@ -115,7 +116,8 @@ BY_PATH = {item.path: item for item in KNOWN}
 BY_KEYWORD = {item.keyword: item for item in KNOWN}
 
 
-def element(tag: int, vr: str, value: object, *, always: bool) -> str:
+@lru_cache(maxsize=200_000)
+def element(tag: int, vr: str, value: str | float | None, always: bool) -> str:
     """Write one element of an answer; '' for one without a value, unless it is wanted `always`."""
     values = _values(vr, value)
     if not values:

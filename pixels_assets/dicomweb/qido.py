@@ -122,6 +122,9 @@ class _Search:
         return found
 
     def _find_rows(self, level: str) -> Rows | None:
+        if level == STUDY and not (self._by_level[SERIES] or self._deep or self._scope[1]):
+            studies = self._study_mask()
+            return None if studies is None else np.flatnonzero(studies).astype(np.int32)
         series = self._series_mask()
         if self._deep:
             kept = self._scan(series)
@@ -129,12 +132,8 @@ class _Search:
             series[[row for row, _ in kept]] = True
         if level == SERIES:
             return None if series is None else np.flatnonzero(series).astype(np.int32)
-        if series is None or not (self._by_level[SERIES] or self._deep or self._scope[1]):
-            studies = self._study_mask()
-        else:
-            studies = np.zeros(self._snapshot.studies.count, np.bool_)
-            studies[self._snapshot.study_of[series]] = True
-        return None if studies is None else np.flatnonzero(studies).astype(np.int32)
+        assert series is not None  # one of the three was asked for
+        return np.unique(self._snapshot.study_of[series])
 
     def _study_mask(self) -> Mask | None:
         within = None
@@ -257,7 +256,10 @@ def _joined(name: dict[str, str]) -> str:
 
 
 def _fields(query: Query, level: str) -> tuple[list[str], list[int]]:
-    """Keywords of columns that an answer has, and tags that are looked up in metadata."""
+    """Keywords of columns that an answer has, and tags that are looked up in metadata.
+
+    Of a lower level, columns in memory are given; what only single objects have is none of a study's or series' business.
+    """
     reach = _LEVELS[: _LEVELS.index(level) + 1]
     keywords = dict.fromkeys(name for part in reach for name in REQUIRED[part])
     tags: list[int] = []
@@ -265,11 +267,12 @@ def _fields(query: Query, level: str) -> tuple[list[str], list[int]]:
         keywords |= dict.fromkeys(item.keyword for item in KNOWN if item.level in reach and item.sequence is None)
     for path in query.fields:
         known = BY_PATH.get(path)
-        if known is not None and known.level in reach and known.sequence is None:
-            keywords[known.keyword] = None
+        if known is not None and known.sequence is None:
+            if known.level in reach or known.level == SERIES:
+                keywords[known.keyword] = None
         elif path[0] not in {_URL, _AVAILABILITY, _CHARSET} and path[0] >> 16 not in {0x0002, 0x7FE0}:
             tags.append(path[0])
-    return [name for name in keywords if name in BY_KEYWORD and BY_KEYWORD[name].level in reach], sorted(set(tags))
+    return [name for name in keywords if name in BY_KEYWORD], sorted(set(tags))
 
 
 def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str, base: str) -> list[str]:
@@ -279,6 +282,8 @@ def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str
     if level == SERIES:
         studies = snapshot.studies
         parts.append(_texts(studies, snapshot.study_of[rows], [name for name in keywords if name in studies.columns], level))
+    elif below := [name for name in keywords if BY_KEYWORD[name].level == SERIES and name in snapshot.series.columns]:
+        parts.append(_texts(snapshot.series, snapshot.first_series[rows].astype(np.int32), below, level))
     keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
     extra = _representative_fields(index, snapshot, keys, tags) if tags else [[] for _ in keys]
     return [_object([pair for part in texts for pair in part], link, level) for *texts, link in zip(*parts, extra, _links(base, keys), strict=True)]
@@ -288,7 +293,7 @@ def _texts(level: Level, rows: Rows, keywords: Sequence[str], target: str) -> li
     """Elements of some rows, as (tag, JSON); those without a value only where the answer has to have them."""
     shape = [(BY_KEYWORD[name].tag, BY_KEYWORD[name].vr, name in REQUIRED[target]) for name in keywords]
     return [
-        [(tag, text) for (tag, vr, always), value in zip(shape, row, strict=True) if (text := element(tag, vr, value, always=always))]
+        [(tag, text) for (tag, vr, always), value in zip(shape, row, strict=True) if (text := element(tag, vr, value, always))]
         for row in level.take(rows, keywords)
     ]
 
@@ -320,7 +325,7 @@ def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instanc
     links = _links(base, ((item.study, item.series, item.uid) for item in instances))
     answers = []
     for item, link in zip(instances, links, strict=True):
-        elements = [(tag, text) for tag, vr, always, name in own if (text := element(tag, vr, item.values.get(name), always=always))]
+        elements = [(tag, text) for tag, vr, always, name in own if (text := element(tag, vr, item.values.get(name), always))]
         answers.append(_object([*elements, *parents[item.study, item.series], *extra.get(item.path, [])], link, INSTANCE))
     return answers
 
@@ -349,17 +354,14 @@ def _from_meta(index: Index, snapshot: Snapshot, instances: Sequence[Instance], 
 
 def _representative_fields(index: Index, snapshot: Snapshot, keys: Sequence[Sequence[object]], tags: Sequence[int]) -> list[list[tuple[int, str]]]:
     """Elements that no column of the level holds: those of the first object of each study or series."""
-    firsts: list[Instance | None] = []
-    for uids in keys:
-        study = str(uids[0])
-        if len(uids) > 1:
-            series = str(uids[1])
-        else:
-            row = snapshot.first_series[snapshot.studies.find(_STUDY_KEY, study)[0]]
-            series = str(snapshot.series.take(np.array([row], np.int32), [_SERIES_KEY])[0][0])
-        firsts.append(next(iter(index.instances_of(snapshot, study, series).instances), None))
-    found = _from_meta(index, snapshot, [item for item in firsts if item is not None], tags)
-    return [list(found.get(item.path, [])) if item is not None else [] for item in firsts]
+    if not keys:
+        return []
+    marks = ", ".join("?" * len(keys))
+    column = _STUDY_KEY if keys and len(keys[0]) == 1 else _SERIES_KEY
+    first = f"{column} in ({marks}) qualify row_number() over (partition by {column} order by SeriesInstanceUID, InstanceNumber, SOPInstanceUID) = 1"
+    firsts = {(item.study if column == _STUDY_KEY else item.series): item for item in index.select(snapshot, first, [uids[-1] for uids in keys])}
+    found = _from_meta(index, snapshot, list(firsts.values()), tags)
+    return [list(found.get(firsts[str(uids[-1])].path, [])) if str(uids[-1]) in firsts else [] for uids in keys]
 
 
 # Routes

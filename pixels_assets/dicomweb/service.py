@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from pixels_assets.dicomweb.objects import Gone, Objects
 from pixels_assets.errors import PixelsError
 from pixels_assets.settings import MIB, Settings
 
-__all__ = ["PREFIX", "Busy", "Ingest", "Service", "WebSettings"]
+__all__ = ["PREFIX", "Busy", "Ingest", "Service", "WebSettings", "is_loopback"]
 
 _THREADS = 32
 
@@ -36,6 +37,16 @@ Result = TypeVar("Result")
 
 class Busy(Exception):  # noqa: N818 - it names a result
     """Too much of one kind is waiting already."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

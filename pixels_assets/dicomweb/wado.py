@@ -26,7 +26,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone, Source
-from pixels_assets.dicomweb.service import PREFIX, Service
+from pixels_assets.dicomweb.service import PREFIX, Service, is_loopback
 from pixels_assets.dicomweb.transcoding import CannotTranscode, to_explicit_little
 
 __all__ = ["MEDIA", "base_url", "bytes_of", "find", "find_all", "frame_bytes", "parse_frames", "plan_frames", "problem", "routes", "send_instance"]
@@ -57,7 +57,13 @@ Uid = Annotated[str, Path(max_length=256, description="SOP Instance UID")]
 
 def base_url(service: Service, request: Request) -> str:
     """Address of the DICOMweb service as the client sees it."""
-    return (service.web.public_url or f"{request.url.scheme}://{request.url.netloc}") + PREFIX
+    if service.web.public_url is not None:
+        return service.web.public_url.rstrip("/") + PREFIX
+    place, server = request.url.netloc, request.scope.get("server")
+    # Some clients leave the port out of the Host header. Where no proxy can stand between, it is the server's own.
+    if request.url.port is None and is_loopback(service.web.host) and server and server[1] not in {None, 80, 443}:
+        place = f"{place}:{server[1]}"
+    return f"{request.url.scheme}://{place}{PREFIX}"
 
 
 def problem(error: Exception) -> HTTPException:

@@ -12,13 +12,15 @@ from typing import Protocol
 
 from pixels_assets.engines.indexing import IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
+from pixels_assets.engines.rebuild import Rebuilt, rebuild_parts
 from pixels_assets.errors import BatchError, SourceVanishedError
 from pixels_assets.intake.objects import SourceFile, os_path
 from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_parts, retired_paths, superseded_paths, to_read
-from pixels_assets.lake.commit import LOCK_SECONDS, CommitResult, commit, is_committed, table_lock
+from pixels_assets.lake.changes import manifests
+from pixels_assets.lake.commit import LOCK_SECONDS, CommitResult, commit, is_committed, part_files, table_lock
 from pixels_assets.lake.parts import Part
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, Table
-from pixels_assets.settings import MIB
+from pixels_assets.settings import MIB, Settings
 
 _SHARDS_PER_WORKER = 8
 """So that the last shard that is worked on keeps the other workers waiting for a few hundredths of the batch's time at most."""
@@ -139,6 +141,25 @@ def commit_quarantine(
     """
     _require_landed(lake, batch, (RAW_FILES, DICOM_METADATA, OBJECT_CATALOG))
     return _commit_current(lake, QUARANTINE, batch, files, run_id, lambda old: quarantine_parts(lake, batch, attempt, old, retried))
+
+
+def rebuild_batch(lake: Path, batch: str, settings: Settings, *, attempt: str, run_id: str) -> Rebuilt:
+    """Make `dicom_metadata` and `object_catalog` of one batch again, from the headers that the lake keeps.
+
+    Raises
+    ------
+    BatchError
+        The batch has not landed in both.
+    PixelsError
+        The environment failed; each table is as it was or complete.
+    """
+    with table_lock(lake, f"run-{batch}"):
+        _require_landed(lake, batch, (DICOM_METADATA, OBJECT_CATALOG))
+        files = part_files(lake, DICOM_METADATA, [batch])
+        done = rebuild_parts(lake, batch, files, attempt, workers=settings.worker_count, limits=settings.limits)
+        commit(lake, DICOM_METADATA, batch, done.parts, run_id=run_id)
+        commit_catalog(lake, batch, manifests(lake).load(batch), attempt=attempt, run_id=run_id)
+    return done
 
 
 def _commit_current(

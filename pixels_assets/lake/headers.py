@@ -39,6 +39,7 @@ from pixels_assets.lake.schema import OBJECT_CATALOG, PARTITION
 logger = logging.getLogger(__name__)
 
 NAME = "headers"
+MEANING = "One row per indexed object, a column per attribute, sequences as lists of structs: nested, typed Parquet."
 MANIFEST = "_schema.json"
 MAX_DEPTH = 15
 """Sequences within sequences; what lies deeper is kept as JSON text, as BigQuery takes no more than 15 levels of records."""
@@ -225,7 +226,7 @@ def update_headers(lake: Path, *, partition: str = BY_BATCH, missing_date: str =
     with table_lock(lake, NAME, LOCK_SECONDS), lake_errors("write headers", folder):
         folder.mkdir(parents=True, exist_ok=True)
         registry = load(lake)
-        layout = f"{partition} {missing_date}".strip() if partition == BY_DATE else BY_BATCH
+        layout = _layout(partition, missing_date)
         if registry is None or registry.partition != layout:
             registry = Registry(layout)
         _clean(folder, registry)
@@ -242,6 +243,21 @@ def update_headers(lake: Path, *, partition: str = BY_BATCH, missing_date: str =
         if not (folder / MANIFEST).exists():
             _commit(folder, registry, {})
         return HeadersUpdate(len(changed) + len(gone), rows, rewritten, len(registry.arrow), len(registry.widened))
+
+
+def headers_are_behind(lake: Path, *, partition: str = BY_BATCH, missing_date: str = "") -> bool:
+    """Whether `update_headers` would write something.
+
+    Raises
+    ------
+    LakeError
+        The manifest or the catalog cannot be read.
+    """
+    registry = load(lake)
+    if registry is None or registry.partition != _layout(partition, missing_date):
+        return True
+    found = _catalog(lake)
+    return {batch: _mark(paths) for batch, paths in found.items()} != {batch: known["mark"] for batch, known in registry.batches.items()}
 
 
 def load(lake: Path) -> Registry | None:
@@ -648,6 +664,10 @@ def _chunks(sources: list[Path]) -> Iterator[list[tuple[dict[str, Any], bytes]]]
                 size += len(data)
     if chunk:
         yield chunk
+
+
+def _layout(partition: str, missing_date: str) -> str:
+    return f"{partition} {missing_date}".strip() if partition == BY_DATE else BY_BATCH
 
 
 def _catalog(lake: Path) -> dict[str, list[str]]:

@@ -30,6 +30,7 @@ PART_BYTES = 64 * 1024**2
 SMALL_FILES = 8
 """So many files may have less than half of that before they are merged."""
 _GROUP_ROWS = 5_000
+_FILE = "_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,13 @@ def stored_files(lake: Path, table: Table, delta: DeltaTable, column: str) -> li
     ]
 
 
-def scan_files(table: Table, files: Iterable[StoredFile]) -> pl.LazyFrame:
-    """Rows of some files; columns that a file is too old to have are NULL."""
+def scan_files(table: Table, files: Iterable[StoredFile], *, with_files: bool = False) -> pl.LazyFrame:
+    """Rows of some files; columns that a file is too old to have are NULL. Asked for, a column `_FILE` says which file a row is in."""
     paths = [str(file.path) for file in files]
     schema = dict(pl.DataFrame(table.part_arrow.empty_table()).schema)
     partition: dict[str, Any] = {PARTITION: pl.String} if table.partitioned else {}
     if not paths:
-        return pl.LazyFrame(schema=schema | partition)
+        return pl.LazyFrame(schema=schema | partition | ({_FILE: pl.String} if with_files else {}))
     return pl.scan_parquet(
         paths,
         schema=schema,
@@ -130,6 +131,7 @@ def scan_files(table: Table, files: Iterable[StoredFile]) -> pl.LazyFrame:
         missing_columns="insert",
         extra_columns="ignore",
         glob=False,
+        include_file_paths=_FILE if with_files else None,
     )
 
 
@@ -142,8 +144,13 @@ def find_rows(table: Table, files: Iterable[StoredFile], column: str, values: Se
     wanted = pl.col(column).is_in(pl.Series(values, dtype=pl.String).implode())
     if null:
         wanted |= pl.col(column).is_null()
-    holding = [file for file in candidates if not scan_files(table, [file]).select(column).filter(wanted).head(1).collect().is_empty()]
-    return scan_files(table, holding).filter(wanted)
+    return scan_files(table, _named(candidates, scan_files(table, candidates, with_files=True).filter(wanted))).filter(wanted)
+
+
+def _named(files: Sequence[StoredFile], rows: pl.LazyFrame) -> list[StoredFile]:
+    """Those of some files that hold any of these rows."""
+    names = set(rows.select(_FILE).unique().collect(engine="streaming")[_FILE])
+    return [file for file in files if str(file.path) in names]
 
 
 def replace_rows(
@@ -219,12 +226,9 @@ def _holding(table: Table, files: Sequence[StoredFile], keys: pl.DataFrame) -> l
     if keys.is_empty():
         return []
     values, null = sorted(keys[table.key[0]].drop_nulls().unique().to_list()), keys[table.key[0]].null_count() > 0
-    candidates = (file for file in files if file.may_hold(values, null=null))
-    return [
-        file
-        for file in candidates
-        if not scan_files(table, [file]).select(table.key).collect().join(keys, on=table.key, how="semi", nulls_equal=True).is_empty()
-    ]
+    candidates = [file for file in files if file.may_hold(values, null=null)]
+    rows = scan_files(table, candidates, with_files=True).select(*table.key, _FILE)
+    return _named(candidates, rows.join(keys.lazy(), on=table.key, how="semi", nulls_equal=True))
 
 
 def _without(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame) -> Iterator[pl.DataFrame]:

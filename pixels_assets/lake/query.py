@@ -106,6 +106,26 @@ def pending_batches(lake: Path) -> list[str]:
     return [key for key in sealed if key not in finished]
 
 
+def finished_batches(lake: Path, chosen: Collection[str] = ()) -> list[str]:
+    """Batches that have run to the end, oldest first; only the chosen ones when some are named.
+
+    Raises
+    ------
+    UsageError
+        There is no such batch, it has not run to the end, or there is no lake.
+    """
+    require_lake(lake)
+    sealed = manifests(lake).keys()
+    finished = committed(lake, QUARANTINE, sealed)
+    wrong = sorted(set(chosen) - finished)
+    if wrong:
+        near = get_close_matches(wrong[0], sorted(finished), 3)
+        is_sealed = wrong[0] in set(sealed)
+        what = f"batch {wrong[0]!r} has not run to the end; ingest its files again" if is_sealed else f"there is no batch {wrong[0]!r}"
+        raise UsageError(what + (f"; did you mean {' or '.join(near)}?" if near and not is_sealed else ""))
+    return [key for key in sealed if key in finished and (not chosen or key in chosen)]
+
+
 def status(lake: Path) -> LakeStatus:
     """Figures of a lake."""
     catalog = scan(lake, OBJECT_CATALOG.name)
@@ -122,9 +142,10 @@ def status(lake: Path) -> LakeStatus:
     quarantine = (
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )
+    present = [name for name in TABLES if DeltaTable.is_deltatable(str(lake / name))]  # a lake may be older than a table
     return LakeStatus(
-        versions={name: open_table(lake, name).version() for name in TABLES},
-        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in TABLES},
+        versions={name: open_table(lake, name).version() for name in present},
+        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in present},
         statuses=dict(statuses.iter_rows()),
         batches=manifests(lake).keys(),
         pending=pending_batches(lake),

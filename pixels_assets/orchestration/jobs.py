@@ -1,23 +1,29 @@
 """Jobs: look for files, and take a batch through the whole lineage."""
 
+import logging
 from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
+from pixels_assets.engines.rebuild import Rebuilt
+from pixels_assets.engines.run import rebuild_batch
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, Position, discover
 from pixels_assets.lake.maintenance import maintain
-from pixels_assets.lake.query import exists
+from pixels_assets.lake.query import exists, finished_batches
 from pixels_assets.lake.schema import BATCH_TABLES, LINKED, ROLLUPS
 from pixels_assets.orchestration.assets.extract import EXTENSIONS
+from pixels_assets.orchestration.assets.headers import HEADERS_KEY
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
-from pixels_assets.orchestration.resources import LakeResource, SourcesResource
+from pixels_assets.orchestration.resources import EngineResource, LakeResource, SourcesResource
 from pixels_assets.settings import home
+
+logger = logging.getLogger(__name__)
 
 ingest_batch = dg.define_asset_job(
     "ingest_batch",
@@ -27,8 +33,8 @@ ingest_batch = dg.define_asset_job(
 
 update_rollups = dg.define_asset_job(
     "update_rollups",
-    selection=dg.AssetSelection.assets(*(asset_key(table) for table in (ROLLUPS | LINKED).values())),
-    description="Bring the hierarchy, measurements and segmentations up to date with object_catalog, however many batches changed it.",
+    selection=dg.AssetSelection.assets(HEADERS_KEY, *(asset_key(table) for table in (ROLLUPS | LINKED).values())),
+    description="Bring the hierarchy, headers, measurements and segmentations up to date with object_catalog, however many batches changed it.",
 )
 
 
@@ -88,6 +94,32 @@ def maintain_job() -> None:
     maintain_tables()
 
 
+class RebuildConfig(dg.Config):
+    """What to make again."""
+
+    batches: list[str] = Field(default=[], description="Keys of batches. Default: all that have run to the end.")
+
+
+@dg.op(description="Make metadata and typed columns again from the headers that the lake keeps. No source file is opened.")
+def rebuild_metadata(context: dg.OpExecutionContext, config: RebuildConfig, lake: LakeResource, engine: EngineResource) -> None:
+    """Replace `dicom_metadata` and `object_catalog` of batches; what follows the catalog then follows by itself."""
+    with failing_clearly():
+        root, settings, total = lake.prepared(), engine.settings(), Rebuilt()
+        for number, batch in enumerate(finished_batches(root, config.batches)):
+            attempt = f"{context.run.run_id}-{context.retry_number}-{number}"
+            total.add(rebuild_batch(root, batch, settings, attempt=attempt, run_id=context.run.run_id))
+            logger.info("batch %s: %d objects rebuilt so far", batch, total.rebuilt)
+    context.add_output_metadata(
+        {"rebuilt": total.rebuilt, "without_header": total.kept, "unreadable_header": total.unreadable, "not_indexed": total.others}
+    )
+
+
+@dg.job(name="rebuild", description="Metadata, typed columns and all that follows from them, made again from kept headers; sources may be gone.")
+def rebuild_job() -> None:
+    """Make metadata again."""
+    rebuild_metadata()
+
+
 def schedules(*, watching: bool) -> list[dg.ScheduleDefinition]:
     """Make the schedule of maintenance; it runs by itself where the sensors do."""
     status = dg.DefaultScheduleStatus.RUNNING if watching else dg.DefaultScheduleStatus.STOPPED
@@ -135,4 +167,4 @@ def is_overwrite(mode: str) -> bool:
     return mode == "overwrite"
 
 
-JOBS = (ingest_batch, discover_job, maintain_job, update_rollups)
+JOBS = (ingest_batch, discover_job, maintain_job, rebuild_job, update_rollups)

@@ -36,6 +36,12 @@ def test_required_attributes_are_missed_where_they_are_missing_or_empty(ct) -> N
     assert found(ct) - before == missing  # an empty PatientName is of type 2: it may be
 
 
+def test_structured_reports_are_not_asked_for_what_depends_on_the_type_of_their_content() -> None:
+    asked = {item.keyword for item in required_attributes("1.2.840.10008.5.1.4.1.1.88.11")}
+    assert {"CompletionFlag", "PatientID"} <= asked
+    assert not asked & {"GraphicData", "MeasuredValueSequence", "ReferencedSOPSequence"}
+
+
 def test_items_must_have_what_items_require_and_only_where_there_are_items() -> None:
     dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
     del dataset.PixelData

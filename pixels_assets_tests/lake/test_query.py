@@ -1,5 +1,6 @@
 """Questions to a lake: figures, tables, SQL, what is pending and what is in quarantine."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -93,3 +94,10 @@ def test_a_folder_is_a_lake_or_it_is_not(house, tmp_path) -> None:
 def test_an_unknown_table_is_answered_with_near_ones(house, name, message) -> None:
     with pytest.raises(UsageError, match=f"there is no table '{name}'; {message}"):
         scan(house.lake, name)
+
+
+def test_the_figures_of_a_lake_that_is_older_than_a_table(house) -> None:
+    shutil.rmtree(house.lake / "findings")
+    found = status(house.lake)
+    assert "findings" not in found.rows
+    assert set(found.versions) == set(TABLES) - {"findings"}

@@ -17,6 +17,8 @@ from pixels_assets.lake.schema import ROLLUPS
 from pixels_assets_tests.lake.hierarchy import dicom, differences
 from pixels_assets_tests.tablehash import rows_hash
 
+CORPUS = os.environ.get("PIXELS_CORPUS")
+
 
 def update(house, **options):
     return update_rollups(house.lake, run_id="test", **options)
@@ -167,7 +169,9 @@ def test_only_files_that_hold_a_changed_key_are_written_again(house) -> None:
     }
     house.write("1/0.dcm", dicom(SOPInstanceUID="1.1.0", StudyInstanceUID="2.1", SeriesInstanceUID="3.1", PatientID="P1", PatientName="New^One"))
     done = follow(house)
-    assert {name: (item.files_added, item.files_removed, item.rows_written, item.rows) for name, item in done.tables.items()} == {
+    assert {
+        name: (item.files_added, item.files_removed, item.rows_written, item.rows) for name, item in done.tables.items() if name != "findings"
+    } == {
         "instances": (1, 1, 1, 6),
         "uid_conflicts": (0, 0, 0, 0),
         "series": (1, 1, 1, 3),
@@ -192,7 +196,7 @@ def test_objects_without_uids_are_counted_where_they_can_be(house) -> None:
     house.write("c.dcm", dicom(SOPInstanceUID="1.3", StudyInstanceUID="2.1", SeriesInstanceUID="3.1"))
     house.write("d.dcm", dicom(PatientID="p", StudyInstanceUID="2.1", SeriesInstanceUID="3.1"))
     follow(house)
-    assert {name: scan(house.lake, name).select(pl.len()).collect().item() for name in ROLLUPS} == {
+    assert {name: scan(house.lake, name).select(pl.len()).collect().item() for name in ROLLUPS if name != "findings"} == {
         "patients": 2,
         "studies": 1,
         "series": 1,
@@ -277,3 +281,19 @@ def test_another_catalog_in_its_place_means_a_fresh_start(house) -> None:
     assert are_behind(house.lake)
     assert update(house).since is None
     assert scan(house.lake, "instances").collect().is_empty()
+
+
+@pytest.mark.corpus
+@pytest.mark.slow
+@pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")
+def test_the_corpus_in_one_three_and_ten_batches_gives_what_a_plain_loop_gives(new_house, tmp_path) -> None:
+    corpus, found = Path(CORPUS or ""), []
+    for batches in (1, 3, 10):
+        (tmp_path / str(batches)).mkdir()
+        house = new_house(tmp_path / str(batches))
+        house.look(corpus, batch_files=-(-sum(path.is_file() for path in corpus.rglob("*")) // batches))
+        house.run_pending()
+        update(house)
+        check(house)
+        found.append(contents(house.lake, but=["batch"]))
+    assert found[0] == found[1] == found[2]

@@ -13,7 +13,8 @@ from pixels_assets.lake.query import pending_batches
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.resources import EngineResource
 
-NAMES = {"listed_is_accounted", "members_are_accounted", "rows_are_unique", "failures_are_few", "decodable_images_have_thumbnails"}
+HIERARCHY = {"uids_are_unique", "indexed_is_in_the_hierarchy", "objects_conform", "objects_have_uids", "attributes_agree", "series_are_whole"}
+NAMES = HIERARCHY | {"listed_is_accounted", "members_are_accounted", "rows_are_unique", "failures_are_few", "decodable_images_have_thumbnails"}
 
 
 @pytest.fixture
@@ -211,3 +212,29 @@ def test_a_batch_that_lost_a_file_never_reaches_the_catalog(place, checked) -> N
     assert pending_batches(place.lake) == [batch]
     assert place.run(batch).success
     assert place.names() == ["CT_small.dcm", "MR_small.dcm"]
+
+
+# --- the hierarchy
+
+
+def test_checks_of_the_hierarchy_tell_counts_and_batches(place, checked, figures) -> None:
+    file = place.write("CT_small.dcm")
+    place.write("copy/CT_small.dcm")
+    place.write("other.dcm", file.read_bytes().replace(b"CompressedSamples^CT1", b"CompressedSamples^CT2"))
+    (batch,) = place.seal()
+    place.run(batch)
+    result = place.definitions().resolve_job_def("update_rollups").execute_in_process(instance=place.instance)
+    assert result.success, "findings are warnings"
+    found = checked(result)
+    assert failing(found) - {"objects_conform"} == {"uids_are_unique"}
+    assert found["uids_are_unique"][1] == {"uids": 1, "objects": 3, "of_other_content": found["uids_are_unique"][1]["of_other_content"]}
+    passed, figures_of_hierarchy = found["indexed_is_in_the_hierarchy"]
+    assert passed
+    assert figures_of_hierarchy["indexed"] == 3
+    assert figures_of_hierarchy["current"] + figures_of_hierarchy["copies"] + figures_of_hierarchy["other_versions"] == 3
+    passed, conform = found["objects_conform"]
+    assert passed == (conform["findings"] == 0)
+    assert passed or f"| {batch} | {conform['findings']} |" in conform["batches"]
+    said = figures(result)
+    assert said["instances"]["dagster/row_count"] == 1
+    assert said["instances"]["way"] == "everything anew"

@@ -1,0 +1,116 @@
+"""Clients that others wrote: dicomweb-client for every service, and its reader of folders as a second opinion on searches."""
+
+import io
+import shutil
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from dicomweb_client import DICOMfileClient, DICOMwebClient
+
+from pixels_assets_tests.dicomweb.conftest import IN_TAR, IN_ZIP, LOOSE, data_of
+
+CT = pydicom.dcmread(io.BytesIO(data_of("CT_small.dcm")))
+KEYS = CT.StudyInstanceUID, CT.SeriesInstanceUID, CT.SOPInstanceUID
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return DICOMwebClient(server.dicomweb)
+
+
+@pytest.fixture(scope="module")
+def oracle(place, tmp_path_factory):
+    """The same objects as loose files, searched by another program."""
+    folder = tmp_path_factory.mktemp("files")
+    for name in (*LOOSE, *IN_ZIP, *IN_TAR):
+        (folder / name).write_bytes(data_of(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield DICOMfileClient(url=f"file://{folder}", update_db=True, in_memory=True)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """The other program warns of values that it meets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def uids(rows, tag):
+    return sorted(row[tag]["Value"][0] for row in rows)
+
+
+def test_every_search_is_understood(client):
+    assert client.search_for_studies(search_filters={"PatientID": CT.PatientID}, limit=5, offset=0, fields=["PatientAge"])[0]["0020000D"][
+        "Value"
+    ] == [KEYS[0]]
+    assert client.search_for_series(KEYS[0])[0]["0020000E"]["Value"] == [KEYS[1]]
+    assert client.search_for_series(search_filters={"Modality": "CT"})
+    assert client.search_for_instances(*KEYS[:2])[0]["00080018"]["Value"] == [KEYS[2]]
+    assert client.search_for_instances(search_filters={"SOPInstanceUID": KEYS[2]})[0]["00080018"]["Value"] == [KEYS[2]]
+    assert client.search_for_studies(search_filters={"PatientID": "nobody"}) == []
+
+
+def test_every_retrieval_is_understood(client):
+    assert client.retrieve_instance(*KEYS).pixel_array.tolist() == CT.pixel_array.tolist()
+    assert [item.SOPInstanceUID for item in client.retrieve_series(*KEYS[:2])] == [KEYS[2]]
+    assert [item.SOPInstanceUID for item in client.retrieve_study(KEYS[0])] == [KEYS[2]]
+    assert pydicom.Dataset.from_json(client.retrieve_instance_metadata(*KEYS)).PatientName == CT.PatientName
+    assert len(client.retrieve_series_metadata(*KEYS[:2])) == len(client.retrieve_study_metadata(KEYS[0])) == 1
+    (frame,) = client.retrieve_instance_frames(*KEYS, frame_numbers=[1])
+    assert np.array_equal(np.frombuffer(frame, "<i2").reshape(128, 128), CT.pixel_array)
+    assert client.retrieve_instance_rendered(*KEYS, media_types=("image/png",)).startswith(b"\x89PNG")
+    assert client.retrieve_instance_frames_rendered(*KEYS, frame_numbers=[1], media_types=("image/jpeg",)).startswith(b"\xff\xd8")
+    link = client.retrieve_instance_metadata(*KEYS)["7FE00010"]["BulkDataURI"]
+    assert client.retrieve_bulkdata(link)[0] == CT.PixelData
+
+
+def test_a_transfer_syntax_can_be_asked_for(client):
+    jpeg = pydicom.dcmread(io.BytesIO(data_of("JPEG2000.dcm")))
+    keys = jpeg.StudyInstanceUID, jpeg.SeriesInstanceUID, jpeg.SOPInstanceUID
+    stored = client.retrieve_instance(*keys, media_types=(("application/dicom", "1.2.840.10008.1.2.4.91"),))
+    assert stored.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.91"
+    plain = client.retrieve_instance(*keys, media_types=(("application/dicom", "1.2.840.10008.1.2.1"),))
+    assert np.array_equal(plain.pixel_array, jpeg.pixel_array)
+    frame = client.retrieve_instance_frames(*keys, frame_numbers=[1], media_types=(("image/jp2", "1.2.840.10008.1.2.4.91"),))
+    assert frame[0].startswith(b"\xff\x4f\xff\x51")
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"PatientID": "1CT1"},
+        {"PatientID": "*1*"},
+        {"StudyDate": "20040119"},
+        {"StudyInstanceUID": str(KEYS[0])},
+    ],
+)
+# Ranges are left out, which the other program does not know, and so is `?*`, by which it finds studies without a value.
+def test_searches_for_studies_agree_with_another_program(client, oracle, filters):
+    ours = client.search_for_studies(search_filters=filters)
+    theirs = oracle.search_for_studies(search_filters=filters)
+    assert uids(ours, "0020000D") == uids(theirs, "0020000D")
+    by_uid = {row["0020000D"]["Value"][0]: row for row in theirs}
+    for row in ours:
+        other = by_uid[row["0020000D"]["Value"][0]]
+        for tag in ("00100020", "00080020", "00201206", "00201208"):
+            theirs = other.get(tag, {}).get("Value")
+            # A date of ACR-NEMA is written as DICOM writes it.
+            assert row.get(tag, {}).get("Value") == ([theirs[0].replace(".", "")] if tag == "00080020" and theirs else theirs), tag
+
+
+@pytest.mark.parametrize("filters", [{}, {"Modality": "CT"}, {"Modality": "MR"}, {"SeriesNumber": "1"}])
+def test_searches_for_series_agree_with_another_program(client, oracle, filters):
+    ours, theirs = (found.search_for_series(search_filters=filters) for found in (client, oracle))
+    assert uids(ours, "0020000E") == uids(theirs, "0020000E")
+
+
+@pytest.mark.parametrize("filters", [{}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, {"InstanceNumber": "1"}])
+def test_searches_for_instances_agree_with_another_program(client, oracle, filters):
+    ours, theirs = (found.search_for_instances(search_filters=filters) for found in (client, oracle))
+    assert uids(ours, "00080018") == uids(theirs, "00080018")

@@ -28,8 +28,10 @@ from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shard
 from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, session_config, spark_table
 from pixels_assets.errors import LakeError, SourceMissingError, UsageError, WorkerError
 from pixels_assets.intake.objects import SourceFile, Status, file_address
-from pixels_assets.lake.commit import is_committed, open_table
-from pixels_assets.lake.schema import DICOM_METADATA, TABLES
+from pixels_assets.lake.commit import commit, create_tables, is_committed, open_table
+from pixels_assets.lake.headers import headers_dataset, update_headers
+from pixels_assets.lake.parts import part_from_table
+from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, TABLES
 from pixels_assets.orchestration.resources import EngineResource
 from pixels_assets.settings import Settings
 from pixels_assets_tests.commands import NAMES, OLD, ROOT, assert_gone, fill, long_dicom, pixels, start, workers_of
@@ -532,3 +534,29 @@ def test_a_worker_of_spark_that_is_killed_in_mid_run_costs_nothing(folder, expec
     assert {row.status for row in spark_table(session, lake, "object_catalog").select("status").distinct().collect()} <= set(Status)
     live = {lake / "dicom_metadata" / path for path in pa.table(open_table(lake, "dicom_metadata").get_add_actions())["path"].to_pylist()}
     assert set((lake / "dicom_metadata").glob("batch=*/*")) == live
+
+
+def test_headers_of_batches_that_know_different_attributes_are_read(session, tmp_path):
+    lake = tmp_path / "lake"
+    create_tables(lake)
+    metas = {
+        "b1": '{"00080021":{"vr":"DA","Value":["20240105"]},"00081115":{"vr":"SQ","Value":[{"0020000E":{"vr":"UI","Value":["1.2"]}}]}}',
+        "b2": (
+            '{"00080021":{"vr":"DA","Value":["none"]},"00081115":{"vr":"SQ","Value":[{"0008114A":{"vr":"SQ","Value":[{"00081155":{"vr":"UI","Value":'
+            '["1.3"]}}]}}]},"00280030":{"vr":"DS","Value":[0.5,0.5]}}'
+        ),
+    }
+    for batch, meta in metas.items():
+        row = {"rowId": [1], "path": [batch], "local_path": [batch], "status": ["indexed"], "meta": [meta]}
+        part = part_from_table(lake, OBJECT_CATALOG, batch, "part", pa.table(row))
+        commit(lake, OBJECT_CATALOG, batch, [part], run_id="test")
+        update_headers(lake)
+    frame = session.read.option("mergeSchema", "true").parquet(f"{lake}/headers")
+    found = {row.path: row.asDict(recursive=True) for row in frame.collect()}
+    assert frame.count() == len(found) == headers_dataset(lake).count_rows() == 2
+    assert {path: row["batch"] for path, row in found.items()} == {"b1": "b1", "b2": "b2"}
+    assert (found["b1"]["SeriesDate"], found["b2"]["SeriesDate"]) == ("20240105", "none")
+    assert (found["b1"]["PixelSpacing"], found["b2"]["PixelSpacing"]) == (None, [0.5, 0.5])
+    assert found["b1"]["ReferencedSeriesSequence"] == [{"ReferencedInstanceSequence": None, "SeriesInstanceUID": "1.2"}]
+    (step,) = found["b2"]["ReferencedSeriesSequence"]
+    assert step["ReferencedInstanceSequence"] == [{"ReferencedSOPInstanceUID": "1.3"}]

@@ -651,7 +651,7 @@ class HeaderParser:
     def _items(
         self, context: _Context, tag: int, position: int, end: int, path: str, depth: int, *, is_delimited: bool
     ) -> tuple[list[str], _Effect, int]:
-        """Read the items of a sequence, DICOM PS3.5 7.5; give its JSON, key included, in pieces that commas join, their effects and where they stop."""
+        """Read the items of a sequence, DICOM PS3.5 7.5; give its JSON, key included, as pieces for commas, their effects and where they stop."""
         if depth > MAX_DEPTH:
             raise UnusualHeader
         data, effect, pieces, count = self._data, _Effect(), list[str](), 0
@@ -985,11 +985,9 @@ def _name(vr: str, value: bytes, is_plain: bool) -> Converted:
 
 
 def _values(vr: str, values: list[int] | list[float]) -> Converted:
-    text = orjson.dumps(values) if len(values) > _FEW_VALUES and isinstance(values[0], float) else None
-    if text is None or b"e" in text or b"0.0000" in text:  # it writes exponents in another way than Python, and begins with them elsewhere
-        written = ",".join(map(repr, values))
-    else:
-        written = text[1:-1].decode("ascii")
+    text = orjson.dumps(values) if len(values) > _FEW_VALUES and isinstance(values[0], float) else b"e"
+    # It writes exponents in another way than Python, and begins with them elsewhere.
+    written = ",".join(map(repr, values)) if b"e" in text or b"0.0000" in text else text[1:-1].decode("ascii")
     return f'{{"vr":"{vr}","Value":[{written}]}}', values if len(values) > 1 else values[0]
 
 

@@ -687,12 +687,12 @@ class HeaderParser:
             for attribute in _WITHIN[tag]:
                 _type_value(attribute, effect.inner.get(attribute.tag, []), effect)
         effect.inner = {}
-        head = f'"{tag:08X}":{{"vr":"SQ","Value":['
+        key = f'"{tag:08X}":{{"vr":"SQ","Value":['
         if count:
-            pieces[0] = head + pieces[0]
+            pieces[0] = key + pieces[0]
             pieces[-1] += "]}"
         else:
-            pieces.append(head + "]}")
+            pieces.append(key + "]}")
         return pieces, effect, position
 
     def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], effect: _Effect) -> int:

@@ -230,7 +230,9 @@ def test_the_pages_of_the_graph_and_of_an_asset_show_what_they_should(browser_pa
     browser_page.goto("/asset-groups")
     for group in ("ingest", "extract", "catalog", "annotations"):
         browser_page.locator(f"svg :text-is('{group}')").first.wait_for()
-    browser_page.goto("/asset-groups?expanded=global%40global%3Aingest%2Cglobal%40global%3Aextract%2Cglobal%40global%3Acatalog%2Cglobal%40global%3Aannotations")
+    browser_page.goto(
+        "/asset-groups?expanded=global%40global%3Aingest%2Cglobal%40global%3Aextract%2Cglobal%40global%3Acatalog%2Cglobal%40global%3Aannotations"
+    )
     for name in TABLES + FOLLOWING:
         browser_page.locator(f"svg :text-is('{name}')").first.wait_for()
     browser_page.goto("/assets/pixels/object_catalog?view=overview")

@@ -31,7 +31,9 @@ def series(count: int = 5, modality: str = "CT", uid: str | None = None) -> list
         item.InstanceNumber, item.PixelSpacing, item.SliceThickness, item.SpacingBetweenSlices = number + 1, list(SPACING), DEPTH, DEPTH
         item.ImageOrientationPatient, item.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-100.0, -80.0, DEPTH * number]
         item.SliceLocation = DEPTH * number
-        item.PixelData = np.roll(base, 4 * number, axis=1).tobytes()
+        pixels = base.copy()
+        pixels[56:62, 36 + 4 * number : 42 + 4 * number] = base.max()
+        item.PixelData = pixels.tobytes()
         made.append(item)
     return made
 

@@ -51,7 +51,7 @@ RULES = 1
 
 _UIDS_AT_ONCE = 50_000
 _OBJECTS_AT_ONCE = 512
-_GROUPS_AT_ONCE = 20_000
+_GROUPS_AT_ONCE = 4_000
 _LEVELS = {"patient": PATIENTS, "study": STUDIES, "series": SERIES}
 _KEYS = ["SOPInstanceUID", *dict.fromkeys(name for table in _LEVELS.values() for name in table.key)]
 _MADE = {"mime", "duplicates", "versions"}

@@ -221,7 +221,7 @@ def test_an_unknown_limit_engine_or_status_fails_clearly(place, reasons) -> None
         return reasons(result)[0]
 
     assert "there are no limits ['max_dept']" in run({"resources": {"engine": {"config": {"limits": {"max_dept": 1}}}}})
-    assert "there is no engine 'sparc'" in run({"resources": {"engine": {"config": {"engine": "sparc"}}}})
+    assert "engine is 'sparc'; use local or spark" in run({"resources": {"engine": {"config": {"engine": "sparc"}}}})
     assert "there is no status 'crashd'" in run({"ops": {"index_objects": {"config": {"retry": ["crashd"]}}}})
 
 

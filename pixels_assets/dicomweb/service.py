@@ -76,7 +76,7 @@ class WebSettings:
     request_seconds : float
         A request may take so long altogether, its body included.
     readers : int
-        Requests that hold object bytes at once; more wait.
+        Requests that are served at once, besides those that may wait.
     waiting : int
         So many may wait; more are told to come again.
     refresh_seconds : float
@@ -123,7 +123,6 @@ class Service:
     """Metadata of series, by what they describe: JSON, the same gzipped, and a tag of its content."""
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, "pixels-serve"))
     _refreshing: "asyncio.Task[Snapshot] | None" = None
-    _readers: asyncio.Semaphore | None = None
     _decoders: asyncio.Semaphore | None = None
     _waiting: int = 0
 
@@ -163,13 +162,6 @@ class Service:
                 return await self.run(work, *arguments, **named)
         finally:
             self._waiting -= 1
-
-    @property
-    def readers(self) -> asyncio.Semaphore:
-        """Held by requests while they hold an object's bytes."""
-        if self._readers is None:
-            self._readers = asyncio.Semaphore(self.web.readers)
-        return self._readers
 
     def frame_index(self, snapshot: Snapshot, instance: Instance) -> FrameIndex:
         """Where an object's frames lie.

@@ -7,6 +7,9 @@ JOBS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-compile -c constraints.txt
+# Without bytecode every process takes three times as long to start; pip compiles on one core, and some environments keep Python from writing any.
+COMPILE := $(PY) -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib pixels_assets pixels_assets_tests benchmarks || true
+unexport PYTHONDONTWRITEBYTECODE
 NEEDS := constraints.txt pyproject.toml setup.cfg
 
 .PHONY: help run test lint ui view install clean again
@@ -34,7 +37,7 @@ install: $(VENV)/.installed-test  ## only set up .venv, with all that the tests 
 
 clean:  ## remove .venv and caches; var/ with the lake stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find pixels_assets pixels_assets_tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pixels_assets pixels_assets_tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that was made in another folder points there, and one whose Python is gone does not start: make it again.
 ifneq ($(shell $(PY) -c '' 2>/dev/null && cat $(VENV)/.folder),$(CURDIR))
@@ -59,6 +62,7 @@ $(VENV)/.folder:
 $(VENV)/.installed: $(VENV)/.folder $(NEEDS)
 	@echo "installing into $(VENV): about a minute"
 	@$(PIP_INSTALL) -e .
+	@$(COMPILE)
 	@touch $@
 
 # The prebuilt viewer, by the lock's checksum. Its source maps and the models' runtime are not used, and larger than all the rest.
@@ -76,4 +80,5 @@ var/viewer/.installed: pixels_assets/dicomweb/viewer/package-lock.json
 $(VENV)/.installed-test: $(VENV)/.folder $(NEEDS)
 	@echo "installing into $(VENV), with what the tests need: about a minute"
 	@$(PIP_INSTALL) -e '.[bench,test]'
+	@$(COMPILE)
 	@touch $@ $(VENV)/.installed

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 _FAILURES_IN_A_ROW = 3
+_INTERRUPTS = (dg.DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
@@ -333,10 +334,18 @@ def _run_config(settings: Settings, retried: Sequence[str]) -> dict[str, object]
 
 
 def _interrupted(event: dg.DagsterEvent) -> bool:
-    if not event.is_step_failure:
+    """Whether a step or a run ended because of Ctrl-C, whatever was raised in its course."""
+    if event.is_step_failure:
+        error = event.step_failure_data.error
+    elif event.is_job_event and event.is_failure:
+        error = event.job_failure_data.error
+    else:
         return False
-    error = event.step_failure_data.error
-    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+    while error is not None:
+        if error.cls_name in _INTERRUPTS:
+            return True
+        error = error.cause
+    return False
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:

@@ -155,7 +155,7 @@ def test_an_unknown_table_is_refused_with_near_names(catalog, source) -> None:
     catalog.ingest(source)
     with pytest.raises(UsageError, match="there is no table 'objects_catalog'; did you mean object_catalog"):
         catalog.table("objects_catalog")
-    with pytest.raises(UsageError, match="the tables are raw_files, unzipped_archives, dicom_metadata, thumbnails, object_catalog, quarantine"):
+    with pytest.raises(UsageError, match=f"the tables are {', '.join(TABLES)}"):
         catalog.table("x")
 
 

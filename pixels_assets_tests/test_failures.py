@@ -58,13 +58,14 @@ def wait_until(process, line):
     raise AssertionError(f"the command ended before it said {line!r}: {''.join(read)}")
 
 
-def wait_for_workers(process):
-    """Workers of a command, as soon as they are there."""
+def wait_for_workers(process, lake):
+    """Workers of a command, as soon as the run of its second batch has begun: they live on from one batch to the next."""
     while process.poll() is None:
         workers = workers_of(process.pid)
-        if workers:
+        if workers and len(list((lake / "raw_files").glob("batch=*"))) > 1:
             return workers
-    raise AssertionError("the command ended without starting a worker")
+        time.sleep(0.01)
+    raise AssertionError("the command ended without starting a worker for its second batch")
 
 
 def runs(home):
@@ -156,7 +157,7 @@ def test_a_second_run_and_another_number_of_workers_change_nothing(folder, undis
 def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(folder, undisturbed, tmp_path, number):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")
-        workers = wait_for_workers(process)
+        workers = wait_for_workers(process, tmp_path / "lake")
         time.sleep(0.5)
         os.killpg(process.pid, number)
         messages = process.stderr.read()
@@ -173,7 +174,7 @@ def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(f
 def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder, tmp_path):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")
-        workers = wait_for_workers(process)
+        workers = wait_for_workers(process, tmp_path / "lake")
         process.kill()
         process.stderr.read()
     assert_gone(workers)
@@ -187,7 +188,7 @@ def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the
     folder = fill(tmp_path / "in")
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")
-        wait_for_workers(process)
+        wait_for_workers(process, tmp_path / "lake")
         folder.rename(tmp_path / "away")
         messages = process.stderr.read()
     assert process.returncode == 1

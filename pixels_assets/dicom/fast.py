@@ -6,7 +6,8 @@ Holds the shortcut for well-formed little endian data sets. It gives exactly wha
 Most elements of most headers were met before, byte for byte, in another file of the series. So what an element becomes is kept by its raw bytes
 (tag, VR, length and value), apart for each `_Context` that it may depend on. What is met for the first time is converted here where that is plain,
 and by pydicom, as the only element of a data set, where it is not. Elements that follow each other unchanged in two files are joined to a `_Run`,
-which costs one comparison in the third.
+which costs one comparison in the third. What is longer than a key may be is never copied as bytes or remembered: a long sequence is walked where it
+lies, and its JSON stays in pieces until the whole object's is joined.
 """
 
 import re
@@ -17,6 +18,7 @@ from functools import lru_cache, partial
 from math import isfinite
 from typing import Final, NamedTuple
 
+import orjson
 from pydicom import Dataset, config
 from pydicom.charset import default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -40,10 +42,12 @@ MAX_DEPTH = 40
 
 _MAX_CONTEXTS = 2000
 _MAX_KEY_BYTES = 64 * 1024
+_FEW_VALUES = 64
 _LEAST_STRETCH = 4  # elements that are worth a run: numbers that recur in other series are followed by few
 _MAX_RUN_BYTES = 256 * 1024
 _ENTRY_BYTES = 400  # of a remembered element, beyond its bytes and its text
 _DEFER_BYTES = 1024 * 1024
+_MAX_VALUE_BYTES = 32 * 1024 * 1024  # values that reach further into the file are not read for one element, unless it is a sequence
 
 _ITEM, _ITEM_END, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _SHORT = frozenset(str(vr).encode() for vr in EXPLICIT_VR_LENGTH_16)
@@ -82,7 +86,11 @@ class UnusualHeader(Exception):  # noqa: N818 - no error: it sends a header to p
 
 
 class TooShort(Exception):  # noqa: N818 - no error: it asks for more bytes
-    """The bytes end before the header does."""
+    """The bytes end before the header does; it goes on at least to `least`."""
+
+    def __init__(self, least: int = 0) -> None:
+        super().__init__(least)
+        self.least = least
 
 
 class Pixels(NamedTuple):
@@ -268,7 +276,7 @@ class _Memory:
         return self.size > MEMORY_BYTES or len(self.contexts) > _MAX_CONTEXTS
 
     def keep(self, context: _Context, raw: bytes, entry: _Entry) -> None:
-        if len(raw) <= _MAX_KEY_BYTES:
+        if len(raw) <= _MAX_KEY_BYTES and not self.is_full:  # one long header alone could fill it
             context.memo[raw] = entry
             self.size += len(raw) + len(entry.text) + _ENTRY_BYTES
 
@@ -330,7 +338,7 @@ class HeaderParser:
     Attributes
     ----------
     file_meta, meta : list of str
-        Members of the JSON objects of group 0002 and of the data set, in order, each with its key; empty ones are to be left out.
+        JSON objects of group 0002 and of the data set, without braces, in pieces: commas join them. A long sequence is many pieces.
     declared : str
         (0002,0010) *Transfer Syntax UID*.
     encoding : Encoding
@@ -401,8 +409,17 @@ class HeaderParser:
             described.update(effect.described)
         return described
 
-    def _cut(self) -> Exception:
-        return UnusualHeader() if self._is_whole else TooShort()
+    def release(self) -> None:
+        """Let go of the bytes; no more can be read then."""
+        self._data = b""
+
+    def _cut(self, least: int = 0) -> Exception:
+        return UnusualHeader() if self._is_whole or least > self._length else TooShort(least)
+
+    def _cut_within(self, context: _Context, tag: int, vr: bytes | None, start: int, stop: int) -> Exception:
+        """Say what to do about a value of the top level that ends behind the bytes at hand."""
+        is_worth_it = stop <= _MAX_VALUE_BYTES or _is_sequence(context, tag, vr, stop - start)
+        return self._cut(stop) if is_worth_it else UnusualHeader()
 
     def _parse(self) -> None:
         position = self._top(132, 0x0002FFFF, self.file_meta)
@@ -510,10 +527,10 @@ class HeaderParser:
             stop = start + length
             if stop > end:
                 if length != UNDEFINED_LENGTH:
-                    raise self._cut()
-                entry, stop, is_met = self._undefined(context, tag, vr, position, start, end, "", 0)
-            elif length > BULK_BYTES and (bulk := _bulk(context, tag, vr, data, start, stop, "")) is not None:
-                entry, is_met = bulk, False
+                    raise self._cut_within(context, tag, vr, start, stop)
+                entry, stop, is_met = self._undefined(context, tag, vr, position, start, end, "", 0, texts)
+            elif length > BULK_BYTES and (long := self._long(context, tag, vr, start, stop, "", 0, texts)) is not None:
+                entry, is_met = long, False
             else:
                 raw = data[position:stop]
                 entry = memo.get(raw)
@@ -574,12 +591,26 @@ class HeaderParser:
                 _memory.size += len(run.data) + len(run.text) + _ENTRY_BYTES
         self._misfits, self._lessons = [], []
 
+    def _long(self, context: _Context, tag: int, vr: bytes | None, start: int, stop: int, path: str, depth: int, texts: list[str]) -> _Entry | None:
+        """Make the entry of what is not looked up: long binary values, and what is too long to be remembered; None for all else.
+
+        The JSON of a long sequence goes to `texts`, in pieces.
+        """
+        length = stop - start
+        entry = _bulk(context, tag, vr, self._data, start, stop, path)
+        if entry is not None or length <= _MAX_KEY_BYTES:
+            return entry
+        if not _is_sequence(context, tag, vr, length):
+            return _convert(context, tag, vr, self._data[start:stop], path)
+        pieces, effect, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
+        texts += pieces
+        return self._sequence_entry(context, tag, "", effect, start, stop, depth)
+
     def _new(self, context: _Context, tag: int, vr: bytes | None, raw: bytes, start: int, stop: int, path: str, depth: int) -> _Entry:
         """Make the entry of an element of defined length that was not met before, and remember it."""
-        length = stop - start
-        if length and (vr == b"SQ" or (vr in _UNWRITTEN and _resolve(context, tag, vr, length) == "SQ")):
-            text, effect, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
-            entry = _sequence_entry(context, tag, text, effect, self._data[start:stop], depth)
+        if start != stop and _is_sequence(context, tag, vr, stop - start):
+            pieces, effect, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
+            entry = self._sequence_entry(context, tag, ",".join(pieces), effect, start, stop, depth)
         else:
             entry = _convert(context, tag, vr, self._data[start:stop], path)
         if entry.is_kept:
@@ -587,28 +618,43 @@ class HeaderParser:
         return entry
 
     def _undefined(
-        self, context: _Context, tag: int, vr: bytes | None, position: int, start: int, end: int, path: str, depth: int
+        self, context: _Context, tag: int, vr: bytes | None, position: int, start: int, end: int, path: str, depth: int, texts: list[str]
     ) -> tuple[_Entry, int, bool]:
-        """Read a sequence of undefined length; give its entry, where it stops and whether it was met before."""
+        """Read a sequence of undefined length; give its entry, where it stops and whether it was met before.
+
+        The JSON of a long one goes to `texts`, in pieces.
+        """
         if vr != b"SQ":
             known = _public_vr(tag) if vr is None else ""
             if known != "SQ" and (known is not None or not self._data.startswith(_ITEM, start)):
                 raise UnusualHeader
-        text, effect, stop = self._items(context, tag, start, end, f"{path}{tag:08X}/", depth + 1, is_delimited=True)
+        pieces, effect, stop = self._items(context, tag, start, end, f"{path}{tag:08X}/", depth + 1, is_delimited=True)
+        if stop - position > _MAX_KEY_BYTES:
+            texts += pieces
+            return self._sequence_entry(context, tag, "", effect, start, stop, depth), stop, False
         raw = self._data[position:stop]
         met = context.memo.get(raw)
         if met is not None:
             return met, stop, True
-        entry = _sequence_entry(context, tag, text, effect, self._data[start:stop], depth)
+        entry = self._sequence_entry(context, tag, ",".join(pieces), effect, start, stop, depth)
         if entry.is_kept:
             _memory.keep(context, raw, entry)
         return entry, stop, False
 
-    def _items(self, context: _Context, tag: int, position: int, end: int, path: str, depth: int, *, is_delimited: bool) -> tuple[str, _Effect, int]:
-        """Read the items of a sequence, DICOM PS3.5 7.5; give their JSON, their effects and where they stop."""
+    def _sequence_entry(self, context: _Context, tag: int, text: str, effect: _Effect, start: int, stop: int, depth: int) -> _Entry:
+        if tag in (_INNER if context.kind == "item" else _ATTRIBUTES):
+            raise UnusualHeader
+        _describe(context, tag, "SQ", self._data[start:stop] if context.kind == "top" and _describes(tag) else b"", effect)
+        # The path to what is in the top level's sequences is always the same.
+        return _Entry(tag, text, effect, is_kept=depth == 0 or '"BulkDataURI"' not in text)
+
+    def _items(
+        self, context: _Context, tag: int, position: int, end: int, path: str, depth: int, *, is_delimited: bool
+    ) -> tuple[list[str], _Effect, int]:
+        """Read the items of a sequence, DICOM PS3.5 7.5; give its JSON, key included, as pieces for commas, their effects and where they stop."""
         if depth > MAX_DEPTH:
             raise UnusualHeader
-        data, effect, items = self._data, _Effect(), list[str]()
+        data, effect, pieces, count = self._data, _Effect(), list[str](), 0
         while is_delimited or position < end:
             head = data[position : position + 8]
             if is_delimited and head == _SEQUENCE_END:
@@ -618,25 +664,36 @@ class HeaderParser:
                 raise self._cut() if position + 8 > len(data) else UnusualHeader
             (length,) = _long(head, 4)
             position += 8
-            texts: list[str] = []
-            item_path = f"{path}{len(items)}/"
+            first = len(pieces)
+            item_path = f"{path}{count}/"
             if length == UNDEFINED_LENGTH:
-                position = self._item(context.item(), position, end, item_path, depth, texts, effect)
+                position = self._item(context.item(), position, end, item_path, depth, pieces, effect)
                 if data[position : position + 8] != _ITEM_END:
                     raise self._cut() if position + 8 > len(data) else UnusualHeader
                 position += 8
             else:
                 if position + length > end:
                     raise self._cut() if end == len(data) else UnusualHeader
-                if self._item(context.item(), position, position + length, item_path, depth, texts, effect) != position + length:
+                if self._item(context.item(), position, position + length, item_path, depth, pieces, effect) != position + length:
                     raise UnusualHeader
                 position += length
-            items.append("{" + ",".join(texts) + "}")
+            count += 1
+            if len(pieces) == first:
+                pieces.append("{}")
+            else:
+                pieces[first] = "{" + pieces[first]
+                pieces[-1] += "}"
         if depth == 1 and tag in _WITHIN and context.kind == "top":
             for attribute in _WITHIN[tag]:
                 _type_value(attribute, effect.inner.get(attribute.tag, []), effect)
         effect.inner = {}
-        return '{"vr":"SQ","Value":[' + ",".join(items) + "]}", effect, position
+        key = f'"{tag:08X}":{{"vr":"SQ","Value":['
+        if count:
+            pieces[0] = key + pieces[0]
+            pieces[-1] += "]}"
+        else:
+            pieces.append(key + "]}")
+        return pieces, effect, position
 
     def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], effect: _Effect) -> int:
         """Read the elements of an item up to its end or delimiter, and return where that is."""
@@ -667,10 +724,10 @@ class HeaderParser:
             stop = start + length
             entry: _Entry | None
             if length == UNDEFINED_LENGTH:
-                entry, stop, _ = self._undefined(context, tag, vr, position, start, end, path, depth)
+                entry, stop, _ = self._undefined(context, tag, vr, position, start, end, path, depth, texts)
             elif stop > end:
                 raise self._cut() if end == len(data) else UnusualHeader
-            elif length <= BULK_BYTES or (entry := _bulk(context, tag, vr, data, start, stop, path)) is None:
+            elif length <= BULK_BYTES or (entry := self._long(context, tag, vr, start, stop, path, depth, texts)) is None:
                 raw = data[position:stop]
                 entry = context.memo.get(raw)
                 if entry is None:
@@ -731,6 +788,10 @@ def _resolve(context: _Context, tag: int, vr: bytes | None, length: int) -> str:
     return found
 
 
+def _is_sequence(context: _Context, tag: int, vr: bytes | None, length: int) -> bool:
+    return vr == b"SQ" or (vr in _UNWRITTEN and _resolve(context, tag, vr, length) == "SQ")
+
+
 def _raw(context: _Context, tag: int, vr: bytes | str | None, value: bytes) -> RawDataElement:
     name = vr.decode() if isinstance(vr, bytes) else vr
     return RawDataElement(BaseTag(tag), name, len(value), value or empty_value_for_VR(name, raw=True), 0, context.implicit, True)  # type: ignore[arg-type]
@@ -786,14 +847,6 @@ def _describes(tag: int) -> bool:
 def _describe(context: _Context, tag: int, vr: str, value: bytes, effect: _Effect) -> None:
     if context.kind == "top" and _describes(tag):
         effect.described[tag] = vr, value
-
-
-def _sequence_entry(context: _Context, tag: int, text: str, effect: _Effect, value: bytes, depth: int) -> _Entry:
-    if tag in (_INNER if context.kind == "item" else _ATTRIBUTES):
-        raise UnusualHeader
-    _describe(context, tag, "SQ", value, effect)
-    # The path to what is in the top level's sequences is always the same.
-    return _Entry(tag, f'"{tag:08X}":{text}', effect, is_kept=depth == 0 or '"BulkDataURI"' not in text)
 
 
 def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
@@ -932,7 +985,10 @@ def _name(vr: str, value: bytes, is_plain: bool) -> Converted:
 
 
 def _values(vr: str, values: list[int] | list[float]) -> Converted:
-    return f'{{"vr":"{vr}","Value":[{",".join(map(repr, values))}]}}', values if len(values) > 1 else values[0]
+    text = orjson.dumps(values) if len(values) > _FEW_VALUES and isinstance(values[0], float) else b"e"
+    # It writes exponents in another way than Python, and begins with them elsewhere.
+    written = ",".join(map(repr, values)) if b"e" in text or b"0.0000" in text else text[1:-1].decode("ascii")
+    return f'{{"vr":"{vr}","Value":[{written}]}}', values if len(values) > 1 else values[0]
 
 
 def _decimals(vr: str, value: bytes, is_plain: bool) -> Converted:

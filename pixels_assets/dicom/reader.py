@@ -21,7 +21,7 @@ from pydicom.tag import BaseTag
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.elements import UNDEFINED_LENGTH, ElementReader, Elements, Met, Window, charset_of, data_set
-from pixels_assets.dicom.fast import HeaderParser, TooShort, UnusualHeader
+from pixels_assets.dicom.fast import HeaderParser, TooShort, UnusualHeader, forget
 from pixels_assets.dicom.json_model import BINARY_VRS, PIXEL_TAGS, vr_of, write_json
 from pixels_assets.dicom.notes import Notes, listening
 from pixels_assets.dicom.transfer_syntax import (
@@ -44,8 +44,10 @@ RATIO_FLOOR_BYTES = 16 * 1024 * 1024
 # Binary values above this stay in the file; they are references in the JSON anyway.
 DEFER_BYTES = 1024 * 1024
 _CHUNK = 1024 * 1024
-# Nearly all headers fit into the first read; else eight times as much is read, and so on.
+# Nearly all headers fit into the first read; else eight times as much is read, and so on; above 16 MiB twice as much.
 _FIRST_READ_BYTES = 64 * 1024
+# The fast reader leaves headers above this to pydicom, which does not read long binary values.
+_MOST_READ_BYTES = 1024 * 1024 * 1024
 # Behind the pixel data there are at most signatures and padding.
 _REST_BYTES = 1024 * 1024
 _SNIFFED_BYTES = 4096
@@ -199,8 +201,6 @@ def _read_fast(stream: BinaryIO, length: int, flags: Sequence[str]) -> Header | 
             parser, data = _parse_head(stream, length)
         pixels = parser.pixels
         offset = length if pixels is None else pixels.offset
-        if offset > MAX_HEADER_BYTES:
-            return None
         encapsulated = codec = None
         if pixels is not None:
             encapsulated = pixels.length == UNDEFINED_LENGTH
@@ -221,24 +221,31 @@ def _read_fast(stream: BinaryIO, length: int, flags: Sequence[str]) -> Header | 
     except Exception as error:  # the boundary to hostile bytes: what this reader did not think of, the other one decides
         logger.debug("the fast reader raised %s", type(error).__name__)
         return None
+    kept = data[:offset] if offset <= MAX_HEADER_BYTES else None
+    # Before its JSON is joined: a structure set of 100 MB would be held three times.
+    parser.release()
+    data = source = b""
+    if kept is None:
+        forget()  # what so long a header left there is of no use to the next one
     values, element_notes, value_notes = parser.effect()
     really, words = _judge_transfer_syntax(parser.declared, parser.encoding, encapsulated, codec)
     values["TransferSyntaxUID"] = parser.declared
     warnings: list[str] = []
-    if flags or element_notes or words or value_notes:
+    if flags or element_notes or words or value_notes or kept is None:
         notes = Notes([])
         for word in (
             *flags,
             *element_notes,
             *words,
             *(value_notes[attribute.keyword] for attribute in ATTRIBUTES if attribute.keyword in value_notes),
+            *(() if kept is not None else ("header_too_large",)),
         ):
             notes.add(word)
         warnings = notes.words()
     return Header(
-        meta="{" + ",".join(parser.meta) + "}",
-        file_meta="{" + ",".join(parser.file_meta) + "}",
-        header=data[:offset],
+        meta=_joined(parser.meta),
+        file_meta=_joined(parser.file_meta),
+        header=kept,
         values=values,
         warnings=warnings,
         transfer_syntax=really,
@@ -249,17 +256,30 @@ def _read_fast(stream: BinaryIO, length: int, flags: Sequence[str]) -> Header | 
     )
 
 
+def _joined(pieces: list[str]) -> str:
+    """Join the pieces of a JSON object, which are gone then."""
+    if not pieces:
+        return "{}"
+    pieces[0] = "{" + pieces[0]
+    pieces[-1] += "}"
+    text = ",".join(pieces)
+    pieces.clear()
+    return text
+
+
 def _parse_head(stream: BinaryIO, length: int) -> tuple[HeaderParser, bytes]:
-    """Parse the header of a file, of which no more is read than that."""
+    """Parse the header of a file, of which not much more is read than that."""
     size = _FIRST_READ_BYTES
     while True:
         data = _bytes_at(stream, 0, min(size, length))
         try:
             return HeaderParser(data, length), data
-        except TooShort:
-            size *= 8
-            if size > 8 * MAX_HEADER_BYTES:
-                raise UnusualHeader from None
+        except TooShort as short:
+            least = short.least
+        del data  # before more is read
+        size = max(size * (8 if size < MAX_HEADER_BYTES else 2), least)
+        if min(size, length) > _MOST_READ_BYTES:
+            raise UnusualHeader
 
 
 def _bytes_at(source: bytes | BinaryIO, start: int, size: int) -> bytes:

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from fastapi import Path as PathParameter
+from pydantic import AfterValidator
 
 from pixels_assets.dicom.reader import Header
 from pixels_assets.dicomweb.caching import Cache
@@ -21,7 +24,7 @@ from pixels_assets.dicomweb.objects import Gone, Objects
 from pixels_assets.errors import PixelsError
 from pixels_assets.settings import MIB, Settings
 
-__all__ = ["PREFIX", "Busy", "Ingest", "Service", "WebSettings", "is_loopback"]
+__all__ = ["PREFIX", "SLASH", "Busy", "Ingest", "Service", "Uid", "WebSettings", "is_loopback"]
 
 _THREADS = 32
 
@@ -29,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "/dicom-web"
 """Path below which DICOMweb is served."""
+
+SLASH = "\ue02f"
+"""Stands in a path for a slash that was sent as ``%2F``: it belongs to a UID, as damaged objects have them, and is no border between two."""
+Uid = Annotated[str, PathParameter(max_length=256, description="Instance UID"), AfterValidator(lambda text: text.replace(SLASH, "/"))]
+"""A UID in a path. It is looked up in the catalog and leads nowhere else."""
 
 Ingest = Callable[[Path], None]
 """Brings in what is new in a folder, as `pixels ingest` does, and returns when it is in the catalog."""
@@ -76,7 +84,7 @@ class WebSettings:
     request_seconds : float
         A request may take so long altogether, its body included.
     readers : int
-        Requests that hold object bytes at once; more wait.
+        Requests that are served at once, besides those that may wait.
     waiting : int
         So many may wait; more are told to come again.
     refresh_seconds : float
@@ -123,7 +131,6 @@ class Service:
     """Metadata of series, by what they describe: JSON, the same gzipped, and a tag of its content."""
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, "pixels-serve"))
     _refreshing: "asyncio.Task[Snapshot] | None" = None
-    _readers: asyncio.Semaphore | None = None
     _decoders: asyncio.Semaphore | None = None
     _waiting: int = 0
 
@@ -163,13 +170,6 @@ class Service:
                 return await self.run(work, *arguments, **named)
         finally:
             self._waiting -= 1
-
-    @property
-    def readers(self) -> asyncio.Semaphore:
-        """Held by requests while they hold an object's bytes."""
-        if self._readers is None:
-            self._readers = asyncio.Semaphore(self.web.readers)
-        return self._readers
 
     def frame_index(self, snapshot: Snapshot, instance: Instance) -> FrameIndex:
         """Where an object's frames lie.

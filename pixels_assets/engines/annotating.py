@@ -23,6 +23,9 @@ def annotation_row(seen: Seen) -> dict[str, object] | None:
     if kind is None:
         return None
     row: dict[str, object] = {"path": seen.found.path, "original_path": seen.found.original_path, "kind": kind, "items": "[]"}
+    if seen.header is not None and seen.header.header is None and seen.header.pixel_offset is None:
+        # Above 16 MiB: as pydicom objects it would take some 50 times its size.
+        return row | {"highdicom_reads": None, "highdicom_reason": None, "error_code": "annotation_too_large"}
     row["highdicom_reads"], row["highdicom_reason"] = _highdicom(seen, kind)
     try:
         with listening():

@@ -205,6 +205,7 @@ def index_shard(
                 metadata, image, header = _index_or_blame(found, spec)
                 stretch.add(found, metadata, image, _extract(found, extractor, supervisor))
                 stretch.add_extracted(Seen(found, file.source, str(metadata["local_path"]), header, spec.settings))
+                del metadata, image, header  # they may be large, and would last until the next object was read
                 supervisor.indexed()
                 if stretch.full:
                     supervisor.resting()

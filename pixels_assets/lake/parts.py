@@ -179,7 +179,7 @@ class PartFile:
             compression="zstd",
             compression_level=1,
             use_dictionary=[item.name for item in table.columns if item.repeats and item.name in names],
-            write_statistics=[item.name for item in table.columns if item.name in names and _has_order(item.type)],
+            write_statistics=[item.name for item in table.columns if item.name in names and _has_order(item.type) and not item.is_json],
         )
 
     def write(self, values: pa.Table) -> None:

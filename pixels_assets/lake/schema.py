@@ -44,6 +44,7 @@ _STATISTICS = frozenset(
     | {"PatientID", "StudyDate", "Modality"}
 )
 # Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.
+_JSON = frozenset({"meta", "file_meta", "items"})
 _DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "subject", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
 _LEVELS = ("patient", "study", "series", "instance")
 
@@ -83,6 +84,11 @@ class Column:
     def repeats(self) -> bool:
         """Values come again and again, so that a dictionary makes parts smaller."""
         return self.name not in _DISTINCT and self.type != pa.binary()
+
+    @property
+    def is_json(self) -> bool:
+        """Values are whole documents: nobody compares them, and the bounds of one of 100 MB would be copied again and again."""
+        return self.name in _JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ import io
 import os
 import random
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,6 +128,17 @@ def part_10(data_set, uid=ExplicitVRLittleEndian):
 
 IDENTITY = element(0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.7\0") + element(0x00080018, "UI", b"1.2.3.4\0")
 IMPLICIT_IDENTITY = implicit(0x00080016, b"1.2.840.10008.5.1.4.1.1.7\0") + implicit(0x00080018, b"1.2.3.4\0")
+
+
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_long_lists_of_numbers_are_written_as_python_writes_them(is_rounded):
+    rng = random.Random(4)
+    values = [rng.choice((-1, 1)) * 10 ** rng.uniform(-7, 20) for _ in range(3000)]
+    values = [round(value, rng.randrange(5)) for value in values if abs(value) < 1e15] if is_rounded else values
+    for part in (values[at : at + 100] for at in range(0, len(values) - 99, 100)):
+        texts = b"\\".join(b"%.8g" % value for value in part)
+        data = IDENTITY + element(0x300A00F6, "DS", texts + b" " * (len(texts) % 2)) + element(0x300A00F8, "FD", struct.pack("<100d", *part))
+        assert_same(*both(part_10(data)))
 
 
 def is_read_fast(data):
@@ -306,6 +319,71 @@ def test_a_long_header_is_read_in_growing_pieces(tmp_path):
     for _ in range(3):
         with path.open("rb", buffering=0) as stream:
             assert assert_same(*both(data, stream))
+
+
+def structure_set(size, *, is_implicit=True, is_delimited=False):
+    """Write a structure set of about `size` bytes, most of them contours three sequences deep, with points that do not repeat."""
+
+    def plain(tag, vr, value):
+        value += b" " * (len(value) % 2)
+        return implicit(tag, value) if is_implicit else element(tag, vr, value)
+
+    def sequence(tag, items):
+        content = b"".join(item(one, delimited=is_delimited) for one in items)
+        if is_delimited:
+            return delimited(tag, "" if is_implicit else "SQ", content)
+        return implicit(tag, content) if is_implicit else element(tag, "SQ", content)
+
+    rng = random.Random(size)
+    lines = [b"\\".join(b"%.2f" % (rng.random() * 500) for _ in range(1500)) for _ in range(40)]
+
+    def contour(number):
+        image = plain(0x00081150, "UI", b"1.2.840.10008.5.1.4.1.1.2\0") + plain(0x00081155, "UI", b"1.2.3.%04d\0" % (number % 400))
+        points = b"%d.5\\" % number + lines[number % 40]
+        return (
+            sequence(0x30060016, [image])
+            + plain(0x30060042, "CS", b"CLOSED_PLANAR")
+            + plain(0x30060046, "IS", b"%d" % points.count(b"\\"))
+            + plain(0x30060050, "DS", points)
+        )
+
+    numbers = iter(range(size // 10_300))
+    regions = []
+    while contours := [contour(number) for number, _ in zip(numbers, range(80), strict=False)]:
+        regions.append(sequence(0x30060040, contours) + plain(0x30060084, "IS", b"%d" % len(regions)))
+    identity = plain(0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.481.3\0") + plain(0x00080018, "UI", b"1.2.3.4\0")
+    data_set = identity + sequence(0x30060039, [*regions, b""]) + sequence(0x300600B0, [])
+    return part_10(data_set, ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize(("size", "is_implicit", "is_delimited"), [(8, True, False), (1, True, True), (1, False, False), (1, False, True)])
+def test_a_structure_set_is_read_where_it_lies(size, is_implicit, is_delimited, tmp_path):
+    data = structure_set(size * MIB, is_implicit=is_implicit, is_delimited=is_delimited)
+    exact = exactly(data)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    fast.forget()
+    with path.open("rb") as stream:
+        assert assert_same(quickly(data, stream), exact)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="units of the peak differ")
+def test_a_large_structure_set_takes_a_few_times_its_size(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(data := structure_set(24 * MIB))
+    script = (
+        "import resource, sys; from pixels_assets.dicom.reader import read_header\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before, stream = peak(), open(sys.argv[1], 'rb')\n"
+        "header = read_header(stream, int(sys.argv[2]), max_deflated_bytes=1)\n"
+        "print(peak() - before, len(header.meta), header.header, header.warnings == ['header_too_large'], header.described is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path, str(len(data))], check=True, capture_output=True, text=True)
+    peak, text, *rest = done.stdout.split()
+    assert rest == ["None", "True", "True"]
+    assert int(text) > 0.9 * len(data)
+    # The bytes, the pieces of the text, and what is remembered; the bytes are gone when the pieces are joined.
+    assert int(peak) < 3.5 * len(data) + 16 * MIB
 
 
 def test_what_describes_the_pixels_is_given_as_bytes():

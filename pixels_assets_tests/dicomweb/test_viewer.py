@@ -239,7 +239,10 @@ def test_images_are_seen_and_scrolled(viewer: Viewer, name: str) -> None:
         viewer.page.locator(PANE).first.hover()
         viewer.page.mouse.wheel(0, 100)
         viewer.page.wait_for_function(f"{VIEWPORT}.getCurrentImageIdIndex() !== {start}")
-        assert not np.array_equal(viewer.pixels(f"{name}-scrolled"), first)
+        deadline = time.monotonic() + PATIENCE
+        while np.array_equal(viewer.pixels(f"{name}-scrolled"), first):  # the image is chosen before it is drawn
+            assert time.monotonic() < deadline, "what is shown did not change"
+            viewer.page.wait_for_timeout(250)
 
 
 def test_what_is_drawn_is_saved_with_its_lineage_and_seen_again(viewer: Viewer) -> None:

@@ -255,7 +255,7 @@ def test_a_batch_of_another_lake_fails_clearly(place, reasons) -> None:
 
 def test_every_table_is_an_asset_with_its_columns_and_its_lineage(place) -> None:
     graph = place.definitions().resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.materializable_asset_keys} == {f"pixels/{table}" for table in TABLES}
+    assert {key.to_user_string() for key in graph.materializable_asset_keys} == {f"pixels/{table}" for table in [*TABLES, "headers"]}
     for table in TABLES.values():
         node = graph.get(dg.AssetKey(["pixels", table.name]))
         assert [column.name for column in node.metadata["dagster/column_schema"].columns] == list(table.column_names)

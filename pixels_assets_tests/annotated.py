@@ -23,6 +23,7 @@ def series(count: int = 5, modality: str = "CT", uid: str | None = None) -> list
     source = pydicom.dcmread(str(get_testdata_file("CT_small.dcm" if modality == "CT" else "MR_small.dcm")))
     uid, frame = uid or generate_uid(), generate_uid()
     base = source.pixel_array
+    top, left = (side * part // 32 for side, part in zip(base.shape, (14, 9), strict=True))  # in the middle, where a viewer shows it
     made = []
     for number in range(count):
         item = pydicom.dcmread(io.BytesIO(written(source)))
@@ -32,7 +33,7 @@ def series(count: int = 5, modality: str = "CT", uid: str | None = None) -> list
         item.ImageOrientationPatient, item.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-100.0, -80.0, DEPTH * number]
         item.SliceLocation = DEPTH * number
         pixels = base.copy()
-        pixels[56:62, 36 + 4 * number : 42 + 4 * number] = base.max()
+        pixels[top : top + 6, left + 4 * number : left + 4 * number + 6] = base.max()
         item.PixelData = pixels.tobytes()
         made.append(item)
     return made

@@ -13,6 +13,7 @@ import pytest
 
 from pixels_assets.cli import main
 from pixels_assets.intake.objects import Status, file_address, os_path
+from pixels_assets_tests.dicomweb.test_retrieval import check_everything
 
 CORPUS = os.environ.get("PIXELS_CORPUS")
 pytestmark = [pytest.mark.corpus, pytest.mark.slow, pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")]
@@ -140,6 +141,13 @@ def test_extracted_members_lie_below_the_target_and_hold_the_members_bytes(folde
         assert hashlib.sha256(Path(local_path).read_bytes()).hexdigest() == content_hash
     assert on_disk(target) == set(members["local_path"])
     assert {entry.name for entry in lake.parent.iterdir()} <= {"lake", "unzipped", "var"}
+
+
+def test_every_object_and_every_frame_is_served_as_pydicom_reads_it(lake):
+    counts, wrong = check_everything(lake)
+    assert not wrong
+    assert counts["instances"] > 400
+    assert counts["frames that pydicom decodes"] > 2500
 
 
 def test_a_second_ingest_changes_nothing_and_a_third_finds_exactly_what_changed(folder, lake):

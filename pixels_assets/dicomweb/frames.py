@@ -209,21 +209,24 @@ def read_stored(source: Source, index: FrameIndex, frame: int) -> bytes:
     return data
 
 
-def native_bytes(frame: Frame, *, planar: bool) -> bytes:
-    """Write a decoded frame as little endian native pixel data (DICOM PS3.5 8.1).
+def native_bytes(frame: Frame, *, planar: bool, bits_allocated: int) -> bytes:
+    """Write a decoded frame as little endian native pixel data (DICOM PS3.5 8.1), as the data set describes it.
 
     Parameters
     ----------
     frame : Frame
     planar : bool
         All of one colour after the other.
+    bits_allocated : int
+        (0028,0100) *Bits Allocated*. Decoders return samples as narrow as the codestream has them: they are widened, or packed for single bits.
     """
     samples = frame.array
-    if frame.description.bits_allocated == 1:
+    if bits_allocated == 1:
         return np.packbits(samples.astype(bool).reshape(-1), bitorder="little").tobytes()
     if planar and samples.ndim == 3:
         samples = samples.transpose(2, 0, 1)
-    return samples.astype(samples.dtype.newbyteorder("<"), copy=False).tobytes()
+    width = max(samples.dtype.itemsize, bits_allocated // 8)
+    return samples.astype(f"<{samples.dtype.kind}{width}", copy=False).tobytes()
 
 
 def swapped_bytes(data: bytes, bits: int) -> bytes:

@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pixels_assets.dicomweb.metrics import Metrics
-from pixels_assets.dicomweb.service import WebSettings, is_loopback
+from pixels_assets.dicomweb.service import PREFIX, SLASH, WebSettings, is_loopback
 
 __all__ = ["COOKIE", "Guard"]
 
@@ -66,7 +67,7 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
-        await self._serve(scope, receive, send)
+        await self._serve(_with_slashes(scope), receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -191,6 +192,15 @@ class Guard:
         pattern = getattr(route, "path_format", None) or getattr(route, "path", None) or "-"
         self._metrics.answered(scope["method"], pattern, seen["status"], seconds, seen["bytes"])
         logger.info("%s %s %d %d bytes %.1f ms", scope["method"], pattern, seen["status"], seen["bytes"], 1000 * seconds)
+
+
+def _with_slashes(scope: Scope) -> Scope:
+    """Keep slashes within UIDs from becoming borders of a path."""
+    raw = scope.get("raw_path") or b""
+    if b"%2f" not in raw.lower() or not scope["path"].startswith(f"{PREFIX}/"):
+        return scope
+    path = re.sub(rb"(?i)%2f", quote(SLASH).encode(), raw.partition(b"?")[0])
+    return {**scope, "path": unquote(path.decode("latin-1"))}
 
 
 def _same(given: str, token: str) -> bool:

@@ -21,7 +21,7 @@ from pixels_assets.dicomweb.index import Index, Instance, Snapshot
 from pixels_assets.dicomweb.matching import BadQuery, Condition, Path, Query, parse_query
 from pixels_assets.dicomweb.model import BY_KEYWORD, BY_PATH, INSTANCE, KNOWN, REQUIRED, SERIES, STUDY, element
 from pixels_assets.dicomweb.negotiation import JSON, NotAcceptable, accepted, choose
-from pixels_assets.dicomweb.service import Service
+from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import base_url
 
 __all__ = ["Answer", "routes", "search"]
@@ -429,15 +429,15 @@ def routes(service: Service) -> APIRouter:
         return await _respond(service, request, INSTANCE)
 
     @search_route("/studies/{study}/series", "Search for series of a study")
-    async def search_series(request: Request, study: str) -> Response:
+    async def search_series(request: Request, study: Uid) -> Response:
         return await _respond(service, request, SERIES, study)
 
     @search_route("/studies/{study}/instances", "Search for instances of a study")
-    async def search_study_instances(request: Request, study: str) -> Response:
+    async def search_study_instances(request: Request, study: Uid) -> Response:
         return await _respond(service, request, INSTANCE, study)
 
     @search_route("/studies/{study}/series/{series}/instances", "Search for instances of a series")
-    async def search_instances(request: Request, study: str, series: str) -> Response:
+    async def search_instances(request: Request, study: Uid, series: Uid) -> Response:
         return await _respond(service, request, INSTANCE, study, series)
 
     return router

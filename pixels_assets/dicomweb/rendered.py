@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,7 +23,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import DICOM, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone
-from pixels_assets.dicomweb.service import Service
+from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import MEDIA, bytes_of, find, find_all, frame_bytes, parse_frames, problem, send_instance
 
 __all__ = ["routes"]
@@ -34,8 +34,6 @@ MOST_PICTURES = 200
 """Pictures of one answer about a study or series."""
 _QUALITY = 90
 _DOCUMENT = 0x00420011
-
-Uid = Annotated[str, Path(max_length=256)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from fastapi import Path as PathParameter
+from pydantic import AfterValidator
 
 from pixels_assets.dicom.reader import Header
 from pixels_assets.dicomweb.caching import Cache
@@ -21,7 +24,7 @@ from pixels_assets.dicomweb.objects import Gone, Objects
 from pixels_assets.errors import PixelsError
 from pixels_assets.settings import MIB, Settings
 
-__all__ = ["PREFIX", "Busy", "Ingest", "Service", "WebSettings", "is_loopback"]
+__all__ = ["PREFIX", "SLASH", "Busy", "Ingest", "Service", "Uid", "WebSettings", "is_loopback"]
 
 _THREADS = 32
 
@@ -29,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "/dicom-web"
 """Path below which DICOMweb is served."""
+
+SLASH = "\ue02f"
+"""Stands in a path for a slash that was sent as ``%2F``: it belongs to a UID, as damaged objects have them, and is no border between two."""
+Uid = Annotated[str, PathParameter(max_length=256, description="Instance UID"), AfterValidator(lambda text: text.replace(SLASH, "/"))]
+"""A UID in a path. It is looked up in the catalog and leads nowhere else."""
 
 Ingest = Callable[[Path], None]
 """Brings in what is new in a folder, as `pixels ingest` does, and returns when it is in the catalog."""

@@ -20,12 +20,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi import Path as PathParameter
 from starlette.requests import ClientDisconnect
 
 from pixels_assets.dicom.reader import Header
@@ -35,7 +34,7 @@ from pixels_assets.dicomweb.metrics import Metrics
 from pixels_assets.dicomweb.multipart import BadBody, PartReader
 from pixels_assets.dicomweb.negotiation import DICOM, JSON, RELATED, NotAcceptable, accepted, choose, content_type
 from pixels_assets.dicomweb.objects import file_source
-from pixels_assets.dicomweb.service import Service
+from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import base_url, find, find_all
 from pixels_assets.errors import PixelsError
 from pixels_assets.intake.objects import file_address
@@ -53,8 +52,6 @@ _SAFE_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 # Reasons of DICOM PS3.18 Annex I.2.2 and warnings of I.2.1.
 PROCESSING_FAILURE, OTHER_STUDY, NOT_UNDERSTOOD = 0x0110, 0xA900, 0xC000
 KEPT_AS_VERSION = 0xB000
-
-Study = Annotated[str, PathParameter(max_length=256, description="Study Instance UID")]
 
 
 @dataclass(slots=True)
@@ -365,7 +362,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
         return await store(request, None)
 
     @router.post("/studies/{study}", responses=answers, openapi_extra=body)
-    async def store_objects_of_study(request: Request, study: Study) -> Response:
+    async def store_objects_of_study(request: Request, study: Uid) -> Response:
         """Store objects of one study."""
         return await store(request, study)
 
@@ -388,22 +385,22 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
     }
 
     @router.delete("/studies/{study}", responses=allowed, status_code=204)
-    async def delete_study(study: Study) -> Response:
+    async def delete_study(study: Uid) -> Response:
         """Remove a study that was stored here."""
         return await remove((await find_all(service, study))[1])
 
     @router.delete("/studies/{study}/series/{series}", responses=allowed, status_code=204)
-    async def delete_series(study: Study, series: str) -> Response:
+    async def delete_series(study: Uid, series: Uid) -> Response:
         """Remove a series that was stored here."""
         return await remove((await find_all(service, study, series))[1])
 
     @router.delete("/studies/{study}/series/{series}/instances/{instance}", responses=allowed, status_code=204)
-    async def delete_instance(study: Study, series: str, instance: str) -> Response:
+    async def delete_instance(study: Uid, series: Uid, instance: Uid) -> Response:
         """Remove an object that was stored here."""
         return await remove([(await find(service, study, series, instance))[1]])
 
     @router.post("/studies/{study}/series/{series}/reject/{code}", responses=allowed, status_code=204)
-    async def reject_series(study: Study, series: str, code: str) -> Response:
+    async def reject_series(study: Uid, series: Uid, code: str) -> Response:
         """Remove a series that was stored here, in the words of viewers."""
         return await remove((await find_all(service, study, series))[1])
 

@@ -5,9 +5,10 @@ Holds re-encoding of whole data sets. Must not know files or HTTP.
 
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
@@ -81,17 +82,23 @@ def _decoded(source: PixelSource, max_bytes: int) -> _Pixels | None:
     if CODECS.get(source.transfer_syntax) is Codec.NATIVE and source.transfer_syntax in _PLAIN:
         return None
     frames = max(1, int(number(source.dataset, "NumberOfFrames") or 1))
-    pieces, total = [], 0
+    bits = int(number(source.dataset, "BitsAllocated") or 8)
+    pieces, total, first = [], 0, None
     for place in range(frames):
         frame = read_frame(source, max_bytes=max_bytes, index=place)
-        pieces.append(native_bytes(frame, planar=False))
+        first = first or frame.description
+        # Frames of single bits follow each other within a byte, so they are packed together.
+        pieces.append(frame.array.astype(bool).tobytes() if bits == 1 else native_bytes(frame, planar=False, bits_allocated=bits))
         total += len(pieces[-1])
         if total > max_bytes:
             raise NoPixels(Reason.FRAME_TOO_LARGE, f"the decoded object would take more than {max_bytes} bytes")
-    first = frame.description
-    if first.bits_allocated == 1 and frames > 1 and (first.rows * first.columns) % 8:
-        raise NoPixels(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "frames of single bits that share bytes are not re-encoded")
-    return _Pixels(b"".join(pieces), first)
+    assert first is not None
+    data = b"".join(pieces)
+    if bits == 1:
+        return _Pixels(
+            np.packbits(np.frombuffer(data, np.uint8), bitorder="little").tobytes(), replace(first, bits_allocated=1, bits_stored=1, high_bit=0)
+        )
+    return _Pixels(data, replace(first, bits_allocated=max(bits, first.bits_allocated)))
 
 
 def _put_pixels(dataset: FileDataset, pixels: _Pixels) -> None:
@@ -102,6 +109,9 @@ def _put_pixels(dataset: FileDataset, pixels: _Pixels) -> None:
     setattr(dataset, keyword, pixels.data + b"\0" * (len(pixels.data) % 2))
     if keyword == "PixelData":
         dataset["PixelData"].VR = "OW" if pixels.description.bits_allocated > 8 else "OB"
+    if pixels.description.bits_allocated != dataset.BitsAllocated:  # codestreams with more bits than the data set says
+        dataset.BitsAllocated = pixels.description.bits_allocated
+        dataset.BitsStored, dataset.HighBit = pixels.description.bits_stored, pixels.description.high_bit
     if pixels.description.samples > 1:
         dataset.PlanarConfiguration = 0
         dataset.PhotometricInterpretation = pixels.description.photometric

@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from isal import igzip
 from pydicom import Dataset
@@ -26,7 +26,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone, Source
-from pixels_assets.dicomweb.service import PREFIX, Service, is_loopback
+from pixels_assets.dicomweb.service import PREFIX, Service, Uid, is_loopback
 from pixels_assets.dicomweb.transcoding import CannotTranscode, to_explicit_little
 
 __all__ = ["MEDIA", "base_url", "bytes_of", "find", "find_all", "frame_bytes", "parse_frames", "plan_frames", "problem", "routes", "send_instance"]
@@ -49,10 +49,6 @@ MEDIA = {
 """Media types of compressed frames (DICOM PS3.18 Table 8.7.3-5)."""
 _REFERENCE = b'"BulkDataURI":"bulkdata/'
 """How the catalog writes references. No value can hold it: quotes within text are escaped."""
-
-Study = Annotated[str, Path(max_length=256, description="Study Instance UID")]
-Series = Annotated[str, Path(max_length=256, description="Series Instance UID")]
-Uid = Annotated[str, Path(max_length=256, description="SOP Instance UID")]
 
 
 def base_url(service: Service, request: Request) -> str:
@@ -392,9 +388,11 @@ def frame_bytes(service: Service, snapshot: Snapshot, instance: Instance, index:
         if not isinstance(header, Header):
             msg = "the header can no longer be read"
             raise Gone(msg)
-        planar = description is not None and description.planar
         most = service.settings.limits.max_frame_bytes
-        return [native_bytes(decode_frame(header, number, most), planar=planar) for number in numbers]
+        frames = (decode_frame(header, number, most) for number in numbers)
+        if description is None:
+            return [native_bytes(frame, planar=False, bits_allocated=8) for frame in frames]
+        return [native_bytes(frame, planar=description.planar, bits_allocated=description.bits_allocated) for frame in frames]
 
 
 def parse_frames(text: str) -> list[int]:
@@ -525,45 +523,45 @@ def routes(service: Service) -> APIRouter:
     }
 
     @router.get("/studies/{study}", responses=answers)
-    async def retrieve_study(request: Request, study: Study) -> Response:
+    async def retrieve_study(request: Request, study: Uid) -> Response:
         """All objects of a study."""
         return await _send_objects(service, *await find_all(service, study), _plan(request, single=False))
 
     @router.get("/studies/{study}/series/{series}", responses=answers)
-    async def retrieve_series(request: Request, study: Study, series: Series) -> Response:
+    async def retrieve_series(request: Request, study: Uid, series: Uid) -> Response:
         """All objects of a series."""
         return await _send_objects(service, *await find_all(service, study, series), _plan(request, single=False))
 
     @router.get("/studies/{study}/series/{series}/instances/{instance}", responses=answers)
-    async def retrieve_instance(request: Request, study: Study, series: Series, instance: Uid) -> Response:
+    async def retrieve_instance(request: Request, study: Uid, series: Uid, instance: Uid) -> Response:
         """One object, as it is stored or in Explicit VR Little Endian."""
         snapshot, found = await find(service, study, series, instance)
         return await _send_objects(service, snapshot, [found], _plan(request, single=True))
 
     @router.get("/studies/{study}/metadata", responses=answers)
-    async def retrieve_study_metadata(request: Request, study: Study) -> Response:
+    async def retrieve_study_metadata(request: Request, study: Uid) -> Response:
         """All attributes but bulk data of a study's objects, as DICOM JSON."""
         return await _send_metadata(service, request, *await find_all(service, study))
 
     @router.get("/studies/{study}/series/{series}/metadata", responses=answers)
-    async def retrieve_series_metadata(request: Request, study: Study, series: Series) -> Response:
+    async def retrieve_series_metadata(request: Request, study: Uid, series: Uid) -> Response:
         """All attributes but bulk data of a series' objects, as DICOM JSON."""
         return await _send_metadata(service, request, *await find_all(service, study, series))
 
     @router.get("/studies/{study}/series/{series}/instances/{instance}/metadata", responses=answers)
-    async def retrieve_instance_metadata(request: Request, study: Study, series: Series, instance: Uid) -> Response:
+    async def retrieve_instance_metadata(request: Request, study: Uid, series: Uid, instance: Uid) -> Response:
         """All attributes but bulk data of one object, as DICOM JSON."""
         snapshot, found = await find(service, study, series, instance)
         return await _send_metadata(service, request, snapshot, [found])
 
     @router.get("/studies/{study}/series/{series}/instances/{instance}/frames/{frames}", responses=answers)
-    async def retrieve_frames(request: Request, study: Study, series: Series, instance: Uid, frames: str) -> Response:
+    async def retrieve_frames(request: Request, study: Uid, series: Uid, instance: Uid, frames: str) -> Response:
         """Frames of an object, numbered from 1 and separated by commas."""
         snapshot, found = await find(service, study, series, instance)
         return await _send_frames(service, request, snapshot, found, parse_frames(frames))
 
     @router.get("/studies/{study}/series/{series}/instances/{instance}/bulkdata/{path:path}", responses=answers)
-    async def retrieve_bulkdata(request: Request, study: Study, series: Series, instance: Uid, path: str) -> Response:
+    async def retrieve_bulkdata(request: Request, study: Uid, series: Uid, instance: Uid, path: Uid) -> Response:
         """Bytes of one element that metadata refer to."""
         snapshot, found = await find(service, study, series, instance)
         return await _send_bulk(service, request, snapshot, found, path)

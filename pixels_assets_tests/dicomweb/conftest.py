@@ -7,13 +7,17 @@ import socket
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import httpx
+import imagecodecs
 import pydicom.data
 import pytest
 import uvicorn
+from pydicom.encaps import encapsulate
 
 from pixels_assets.cli import main
 from pixels_assets.dicomweb.app import create_app
@@ -26,12 +30,42 @@ LOOSE = (
     *("liver.dcm", "image_dfl.dcm", "reportsi.dcm", "rtplan.dcm", "examples_palette.dcm", "test-SR.dcm"),
 )
 IN_ZIP = ("examples_overlay.dcm", "rtdose.dcm")
-IN_TAR = ("693_J2KI.dcm", "ExplVR_BigEnd.dcm")
-"""Files that pydicom carries, each with a UID of its own."""
+IN_TAR = ("693_J2KI.dcm", "ExplVR_BigEnd.dcm", "single_bits_j2k.dcm")
+"""Files that pydicom carries, and one that is made of such, each with a UID of its own."""
 
 
 def data_of(name):
+    if name == "single_bits_j2k.dcm":
+        return _single_bits()
     return Path(str(pydicom.data.get_testdata_file(name))).read_bytes()
+
+
+def changed(name="CT_small.dcm", **values):
+    """A file of pydicom with other values."""
+    dataset, buffer = pydicom.dcmread(io.BytesIO(data_of(name))), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about UIDs that are none
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+@cache
+def _single_bits():
+    """A segmentation of an odd number of pixels whose codestreams have eight bits where the data set says one."""
+    dataset = pydicom.dcmread(io.BytesIO(data_of("liver.dcm")))
+    frames = dataset.pixel_array[:, :101, :99]
+    dataset.Rows, dataset.Columns = frames.shape[1:]
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.3680043.8.498.1"
+    dataset.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.2"
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.90"
+    dataset.PixelData = encapsulate([imagecodecs.jpeg2k_encode(frame.copy(), codecformat="j2k", reversible=True) for frame in frames])
+    dataset["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
 
 
 def fill(folder):

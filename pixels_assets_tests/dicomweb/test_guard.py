@@ -1,11 +1,13 @@
 """What hostile and unlucky clients meet: refused or answered properly, with nothing lost and no stack shown."""
 
 import asyncio
+import io
 import logging
 import os
 import socket
 
 import httpx
+import pydicom
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +17,8 @@ from pixels_assets.dicomweb.app import create_app
 from pixels_assets.dicomweb.service import WebSettings, is_loopback
 from pixels_assets.errors import UsageError
 from pixels_assets.settings import Settings
-from pixels_assets_tests.dicomweb.conftest import OLD, Running, data_of, ingest
-from pixels_assets_tests.dicomweb.test_wado import FRAMES, STORED, url_of
+from pixels_assets_tests.dicomweb.conftest import OLD, Running, changed, data_of, ingest
+from pixels_assets_tests.dicomweb.test_wado import FRAMES, STORED, parts_of, url_of
 
 TOKEN = "a long token"
 
@@ -176,20 +178,30 @@ def test_a_source_file_that_was_replaced_or_removed_is_gone_and_the_rest_is_serv
         assert running.http.get(f"{url_of('CT_small.dcm')}/frames/1").status_code == 410
 
 
-def test_an_ingest_shows_without_a_restart(tmp_path):
+def test_an_ingest_shows_without_a_restart_and_uids_that_look_like_paths_lead_to_their_object(tmp_path):
     for folder in ("source", "home"):
         (tmp_path / folder).mkdir()
 
-    def put(name):
-        (tmp_path / "source" / name).write_bytes(data_of(name))
+    def put(name, data):
+        (tmp_path / "source" / name).write_bytes(data)
         os.utime(tmp_path / "source" / name, (OLD, OLD))
         ingest(tmp_path / "source", tmp_path / "lake", tmp_path / "home")
 
-    put("CT_small.dcm")
+    odd = changed("CT_small.dcm", StudyInstanceUID="/etc/passwd", SeriesInstanceUID="..\\..\\x", SOPInstanceUID="../../tmp/x%2F y")
+    put("CT_small.dcm", data_of("CT_small.dcm"))
     with Running(tmp_path / "lake") as running:
         assert len(running.http.get("/studies").json()) == 1
-        put("rtplan.dcm")
+        put("odd.dcm", odd)
         assert len(running.http.get("/studies").json()) == 2
+        (row,) = running.http.get("/instances?StudyInstanceUID=/etc/passwd").json()
+        address = row["00081190"]["Value"][0]
+        assert address.endswith("/studies/%2Fetc%2Fpasswd/series/..%5C..%5Cx/instances/..%2F..%2Ftmp%2Fx%252F%20y")
+        ((_, body),) = parts_of(running.http.get(address, headers={"accept": STORED}))
+        assert body == odd
+        (metadata,) = running.http.get(f"{address}/metadata").json()
+        assert running.http.get(metadata["7FE00010"]["BulkDataURI"]).content == pydicom.dcmread(io.BytesIO(odd)).PixelData
+        assert running.http.get(f"{address}/rendered").headers["content-type"] == "image/jpeg"
+        assert running.http.get("/studies/%2Fetc%2Fpasswd/series").json()[0]["0020000E"]["Value"] == ["..", "..", "x"]
 
 
 def test_the_log_holds_no_values(server, caplog):

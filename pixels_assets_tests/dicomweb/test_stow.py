@@ -9,7 +9,7 @@ import pytest
 
 from pixels_assets.runs import ingest
 from pixels_assets.settings import Settings
-from pixels_assets_tests.dicomweb.conftest import Running, data_of
+from pixels_assets_tests.dicomweb.conftest import Running, changed, data_of
 from pixels_assets_tests.dicomweb.conftest import ingest as bring_in
 from pixels_assets_tests.dicomweb.test_wado import STORED, parts_of
 
@@ -20,16 +20,6 @@ JSON = {"accept": "application/dicom+json"}
 def body_of(*objects, kind=b"application/dicom"):
     parts = b"".join(b"--a b\r\nContent-Type: " + kind + b"\r\n\r\n" + data + b"\r\n" for data in objects)
     return b"\r\n" + parts + b"--a b--\r\n"
-
-
-def changed(name="CT_small.dcm", **values):
-    dataset = pydicom.dcmread(io.BytesIO(data_of(name)))
-    for keyword, value in values.items():
-        setattr(dataset, keyword, value)
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    buffer = io.BytesIO()
-    dataset.save_as(buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """What is retrieved is what was ingested: bytes, pixels and metadata, out of archives too."""
 
 import io
+import warnings
+from urllib.parse import quote
 
 import numpy as np
 import pydicom
@@ -28,8 +30,12 @@ IMAGES = (
 
 
 def url_of(name):
-    found = pydicom.dcmread(io.BytesIO(data_of(name)), stop_before_pixels=True)
-    return f"/studies/{found.StudyInstanceUID}/series/{found.SeriesInstanceUID}/instances/{found.SOPInstanceUID}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about UIDs that are none
+        found = pydicom.dcmread(io.BytesIO(data_of(name)), stop_before_pixels=True)
+        values = [found[uid].value for uid in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    study, series, instance = (quote(value if isinstance(value, str) else "\\".join(value), safe="") for value in values)
+    return f"/studies/{study}/series/{series}/instances/{instance}"
 
 
 def parts_of(response):

@@ -376,8 +376,10 @@ def test_an_error_of_the_environment_ends_the_run_at_once_with_its_own_sentence(
 @slow
 @spark
 def test_a_task_that_spark_gives_up_is_one_line(session, tmp_path):
-    spec = IndexSpec(tmp_path, "b", "attempt", frozenset(), None)  # without settings every task raises
-    with pytest.raises(WorkerError, match=r"^Spark gave up: a task raised AttributeError; [^\n]*$"):
+    settings = Settings()
+    object.__setattr__(settings, "worker_bytes", [1])  # past the checks: a list is no key, and every task raises
+    spec = IndexSpec(tmp_path, "b", "attempt", frozenset(), settings)
+    with pytest.raises(WorkerError, match=r"^Spark gave up: a task raised TypeError; [^\n]*$"):
         SparkEngine(session, 1).run([Shard(0, tuple(files_of(1)))], spec)
 
 

@@ -48,7 +48,7 @@ class Window:
         return _to_bytes(shown)
 
     def of_stored(self, values: Floats, slope: float, intercept: float) -> Grey:
-        """Grey levels of values that are yet to be rescaled, and that are gone then: two passes over them less, where 24 bits are enough for it."""
+        """Grey levels of values that are yet to be rescaled, and that are gone then: fewer passes, where 24 bits suffice."""
         if self.sigmoid:
             return self(_rescaled(values, slope, intercept))
         scale = 255 / (self.high - self.low)
@@ -496,10 +496,11 @@ def _render_grey(frame: Frame, dataset: ImageHeader, block: Block, window: Windo
         shade = partial(_segments, frame=frame, dataset=dataset)
     else:
         shade = _voi(dataset, frame.index, known, partial(_rescaled, values, slope, intercept))
-    if isinstance(shade, Window) and is_narrow:
-        shown = shade.of_stored(values, slope, intercept)
+    if is_narrow and isinstance(shade, Window):
+        shade = partial(shade.of_stored, slope=slope, intercept=intercept)
     else:
-        shown = shade(_rescaled(values, slope, intercept))
+        values = _rescaled(values, slope, intercept)
+    shown = shade(values)
     if frame.description.photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape") == "INVERSE":
         shown = np.invert(shown)
     return shown
@@ -631,7 +632,7 @@ def _read_window(holder: ImageHeader) -> Window | None:
 def _plainly_shows(window: Window, known: Floats) -> bool:
     """Whether a window shows the image for certain, which is seen at less cost than by percentiles; when it does not, `_is_useful` decides.
 
-    With more than a hundredth of the values on either side of the window's middle, a 40th of its width apart, the percentiles are further apart than that.
+    With a fiftieth of the values on either side of the window's middle, a 40th of its width apart, the percentiles are further apart than that.
     """
     width = window.high - window.low
     if math.isinf(width):

@@ -161,9 +161,7 @@ class PartFile:
         The file cannot be written.
     """
 
-    def __init__(
-        self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema, *, empty: Collection[str] = frozenset()
-    ) -> None:
+    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema, *, empty: Collection[str] = frozenset()) -> None:
         self._table, self._schema = table, schema
         self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"

@@ -435,7 +435,8 @@ def _print_status(settings: Settings) -> None:
         for name, code, count, due in found.quarantine:
             print(f"  {name:<16}{count:>10}  {code}" + (f", {due} due for another attempt" if due else ""))
     print(f"batches: {len(found.batches)} sealed, {len(found.pending)} not finished")
-    print("tables: " + ", ".join(f"{name} v{version} ({found.rows[name]} rows)" for name, version in found.versions.items()))
+    versions = {name: f" v{version}" for name, version in found.versions.items()}
+    print("tables: " + ", ".join(f"{name}{versions.get(name, '')} ({rows} rows)" for name, rows in found.rows.items()))
 
 
 def _print_next(settings: Settings) -> None:

@@ -91,8 +91,9 @@ class Guard:
 
         async def receiving() -> Message:
             nonlocal taken
-            left = self._web.request_seconds - (time.perf_counter() - started)
-            if left <= 0:
+            gone = time.perf_counter() - started
+            left = self._web.request_seconds - gone
+            if left <= 0 or (taken < self._web.slowest_body * gone and gone > self._web.idle_seconds):
                 raise _RefusedError(408, "the request took too long")
             try:
                 message = await asyncio.wait_for(receive(), min(left, self._web.idle_seconds))

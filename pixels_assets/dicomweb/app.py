@@ -40,7 +40,7 @@ const dd=document.createElement("dd");dd.textContent=about.description||about.su
 """
 
 
-def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = None) -> ASGIApp:
+def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = None, prepare: Callable[[], None] | None = None) -> ASGIApp:
     """Make the server's application.
 
     Parameters
@@ -49,6 +49,8 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     web : WebSettings
     ingest : callable, optional
         Brings in what is new in a folder; without it nothing can be stored.
+    prepare : callable, optional
+        Makes what takes long at the first ingest; runs beside the first requests.
 
     Raises
     ------
@@ -63,6 +65,8 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if prepare is not None:
+            service.threads.submit(prepare)
         yield
         service.index.close()
 
@@ -116,7 +120,14 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     return Guard(app, web, metrics)
 
 
-def serve(settings: Settings, web: WebSettings, ingest: Ingest | None = None, *, say: Callable[[str], None] = logger.info) -> None:
+def serve(
+    settings: Settings,
+    web: WebSettings,
+    ingest: Ingest | None = None,
+    prepare: Callable[[], None] | None = None,
+    *,
+    say: Callable[[str], None] = logger.info,
+) -> None:
     """Serve until interrupted.
 
     Raises
@@ -126,7 +137,7 @@ def serve(settings: Settings, web: WebSettings, ingest: Ingest | None = None, *,
     """
     import uvicorn
 
-    app = create_app(settings, web, ingest)
+    app = create_app(settings, web, ingest, prepare)
     host = f"[{web.host}]" if ":" in web.host else web.host
     say(f"viewer: http://{host}:{web.port}/  DICOMweb: http://{host}:{web.port}{PREFIX}  (Ctrl-C ends it)")
     config = uvicorn.Config(

@@ -17,6 +17,9 @@ SLICE = 256 * 1024
 """Bytes that are handed to a connection at once: it copies what the client does not take."""
 
 
+_MOST_TURNS = 10
+
+
 class NoRoom(Exception):  # noqa: N818 - it names a result
     """Clients do not take what waits for them already."""
 
@@ -54,13 +57,14 @@ class Room:
     most : int
         Bytes. What needs more has the whole room to itself.
     patience : float
-        Seconds after which one that waits for room is turned away.
+        Seconds after which one that waits for room is turned away when none comes free, or altogether after ten times as long.
     """
 
     def __init__(self, most: int, patience: float) -> None:
         self._most = most
         self._patience = patience
         self._free = most
+        self._given = 0.0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
@@ -82,32 +86,37 @@ class Room:
             entry = (size, turn)
             self._queue.append(entry)
             try:
-                async with asyncio.timeout(self._patience):
-                    await turn
-            except BaseException as error:
-                if turn.done() and not turn.cancelled():
+                await self._wait(turn)
+            except BaseException:
+                if turn.done():
                     self.give(size)
-                elif entry in self._queue:
+                else:
                     self._queue.remove(entry)
                     self._admit()
-                if isinstance(error, TimeoutError):
-                    raise NoRoom from None
                 raise
         else:
             self._free -= size
         return Taken(self, size)
 
+    async def _wait(self, turn: "asyncio.Future[None]") -> None:
+        now = asyncio.get_running_loop().time
+        started = now()
+        while not turn.done():
+            await asyncio.wait([turn], timeout=self._patience)
+            if not turn.done() and (now() - max(self._given, started) >= self._patience or now() - started > _MOST_TURNS * self._patience):
+                raise NoRoom
+
     def give(self, size: int) -> None:
         """Take back what was given, and let those in who wait for it."""
+        self._given = asyncio.get_running_loop().time()
         self._free += size
         self._admit()
 
     def _admit(self) -> None:
         while self._queue and self._queue[0][0] <= self._free:
             size, turn = self._queue.popleft()
-            if not turn.done():
-                self._free -= size
-                turn.set_result(None)
+            self._free -= size
+            turn.set_result(None)
 
 
 class HeldResponse(Response):

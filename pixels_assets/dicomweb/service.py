@@ -87,8 +87,8 @@ class WebSettings:
         A request may take so long altogether, its body included.
     header_seconds : float
         The head of a request has to be there so long after its first byte, or after the connection was made.
-    slowest_body : int
-        Bytes a second that a body has to bring on the average once `idle_seconds` have passed.
+    slowest : int
+        Bytes a second that a client has to send of its body, or to take of its answer, on the average once it was waited for `idle_seconds`.
     answer_bytes : int
         Bytes of answers that may wait in memory to be taken, all clients together.
     readers : int
@@ -111,7 +111,7 @@ class WebSettings:
     idle_seconds: float = 60.0
     request_seconds: float = 3600.0
     header_seconds: float = 20.0
-    slowest_body: int = 1024
+    slowest: int = 1024
     answer_bytes: int = 256 * MIB
     readers: int = 32
     waiting: int = 2000

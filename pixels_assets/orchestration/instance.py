@@ -15,7 +15,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DatabaseError
 
 from pixels_assets.errors import InstanceError
@@ -76,11 +76,27 @@ def _engines_kept() -> Iterator[None]:
     ``synchronous=NORMAL`` a power cut may take the last events, never the file; a process that is killed loses nothing.
     """
     kept: dict[str, Engine] = {}
+    held: dict[str, sqlite3.Connection] = {}
+
+    def hold(url: str) -> None:
+        # The last connection that is closed writes the log into the file and removes it. With one that stays open the many short ones do not.
+        connection = sqlite3.connect(make_url(url).database or "", check_same_thread=False)
+        if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            held[url] = connection
+        else:
+            connection.close()
 
     def engine_of(url: str, **options: Any) -> Engine:
-        if url not in kept:
+        if url in kept:
+            if url not in held:
+                hold(url)
+        else:
             while len(kept) >= _ENGINES:
-                kept.pop(next(iter(kept))).dispose()
+                oldest = next(iter(kept))
+                kept.pop(oldest).dispose()
+                if oldest in held:
+                    held.pop(oldest).close()
             kept[url] = create_engine(url, **options | {"connect_args": {**options.get("connect_args", {}), "factory": _Connection}})
         return kept[url]
 
@@ -93,6 +109,8 @@ def _engines_kept() -> Iterator[None]:
     finally:
         for storage, made in zip(storages, before, strict=True):
             storage.create_engine = made
+        for connection in held.values():
+            connection.close()
 
 
 def _storage_error(reason: str) -> InstanceError:

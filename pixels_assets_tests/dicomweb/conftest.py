@@ -107,9 +107,9 @@ def place(tmp_path_factory):
 class Running:
     """A server in a thread."""
 
-    def __init__(self, lake, ingest=None, **web):
+    def __init__(self, lake, ingest=None, prepare=None, **web):
         self.port = free_port()
-        self.app = create_app(Settings.from_environment(lake=lake), WebSettings(port=self.port, **web), ingest)
+        self.app = create_app(Settings.from_environment(lake=lake), WebSettings(port=self.port, **web), ingest, prepare)
         config = uvicorn.Config(self.app, port=self.port, log_level="warning", access_log=False, lifespan="on")
         watched(config, WebSettings(**web).header_seconds)
         self.server = uvicorn.Server(config)

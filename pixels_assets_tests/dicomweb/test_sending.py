@@ -44,6 +44,20 @@ def test_who_waits_too_long_is_turned_away_and_lets_the_next_one_in():
     assert asyncio.run(run()) == 0
 
 
+def test_who_waits_is_not_turned_away_as_long_as_others_are_served():
+    async def run():
+        room = Room(10, 0.1)
+
+        async def one():
+            with await room.take(10):
+                await asyncio.sleep(0.04)
+
+        await asyncio.gather(*(one() for _ in range(8)))
+        return room.taken
+
+    assert asyncio.run(run()) == 0
+
+
 def test_one_that_goes_away_leaves_no_room_behind():
     async def run():
         room = Room(10, 5)

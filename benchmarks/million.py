@@ -1,15 +1,17 @@
 """A lake of synthetic rows, as large as wanted, and how long its questions take.
 
 Holds the generator, which writes rows of `object_catalog` and nothing else (there are no files behind them), and the questions that a study list, a
-search by attribute and a cohort ask. Each question runs in a process of its own, so that its memory is its own.
+search by attribute and a cohort ask, of the hierarchy that follows from them and of the catalog itself. Each question runs in a process of its own,
+so that its memory is its own. `--more N` adds instances and brings the hierarchy up to date.
 
-    python benchmarks/million.py [--lake DIR] [--instances 1000000] [--repeat 3]
+    python benchmarks/million.py [--lake DIR] [--instances 1000000] [--repeat 3] [--more 5000]
 """
 
 import argparse
 import datetime as dt
 import hashlib
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ import pyarrow as pa
 from pixels_assets.intake.objects import row_id
 from pixels_assets.lake.commit import commit, create_tables
 from pixels_assets.lake.parts import part_from_table
+from pixels_assets.lake.query import dataset
+from pixels_assets.lake.rollups import update_rollups
 from pixels_assets.lake.schema import OBJECT_CATALOG
 
 ROOT = "1.2.826.0.1.3680043.10.1561"
@@ -42,6 +47,27 @@ MODALITIES = ("CT", "CT", "MR", "CT", "MR", "PT", "DX")
 BODY_PARTS = ("CHEST", "ABDOMEN", "HEAD", "PELVIS", "KNEE")
 THICKNESSES = (0.6, 1.0, 1.25, 2.0, 3.0, 5.0)
 QUESTIONS = {
+    "study list: studies, first page of 101": (
+        "select StudyInstanceUID, PatientName, PatientID, StudyDate, ModalitiesInStudy, NumberOfStudyRelatedSeries, NumberOfStudyRelatedInstances"
+        " from studies order by StudyDate desc, 1 limit 101"
+    ),
+    "series of one study: series": (
+        "select SeriesInstanceUID, Modality, NumberOfSeriesRelatedInstances from series"
+        f" where StudyInstanceUID = '{ROOT}.1.4321' order by SeriesNumber"
+    ),
+    "instances of one study: instances": (
+        f"select SOPInstanceUID, SeriesInstanceUID, InstanceNumber, path from instances where StudyInstanceUID = '{ROOT}.1.4321' order by 2, 3"
+    ),
+    "search: patient by the beginning of the name: patients": (
+        "select PatientID, PatientName from patients where PatientNameFamily ilike 'doe12%' order by 1"
+    ),
+    "cohort: women aged 20 to 25: studies": (
+        "select count(distinct PatientID), count(*) from studies where PatientSex = 'F' and age_years(PatientAge) between 20 and 25"
+    ),
+    "cohort: CT thinner than 1.5 mm, contrast: instances, as files": (
+        "select path from instances where Modality = 'CT' and SliceThickness < 1.5 and ContrastBolusAgent is not null"
+    ),
+    "images per month: instances": "select date_trunc('month', StudyDate) as month, Modality, count(*) from instances group by 1, 2 order by 1, 2",
     "study list, first page of 101": (
         "select StudyInstanceUID, any_value(PatientName) PatientName, any_value(PatientID) PatientID, any_value(StudyDate) StudyDate,"
         " list_sort(list(distinct Modality)) modalities, count(distinct SeriesInstanceUID) series, count(*) instances"
@@ -152,7 +178,9 @@ def _row(number: int) -> dict[str, Any]:
         "StudyDate": day,
         "StudyTime": f"{study % 24:02}:{study % 60:02}:00",
         "StudyDescription": f"{modality} {BODY_PARTS[study % 5]}",
+        "StudyID": str(study),
         "AccessionNumber": f"A{study:08}",
+        "FrameOfReferenceUID": f"{ROOT}.4.{study}",
         "SeriesInstanceUID": f"{ROOT}.2.{series}",
         "Modality": modality,
         "SeriesNumber": series % SERIES_OF_STUDY + 1,
@@ -168,10 +196,18 @@ def _row(number: int) -> dict[str, Any]:
         "SOPInstanceUID": f"{ROOT}.3.{number}",
         "TransferSyntaxUID": "1.2.840.10008.1.2.1",
         "InstanceNumber": index + 1,
+        "AcquisitionNumber": 1,
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
         "Rows": 512,
         "Columns": 512,
         "BitsAllocated": 16,
+        "BitsStored": 12,
+        "HighBit": 11,
+        "PixelRepresentation": 0,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "RescaleIntercept": -1024.0,
+        "RescaleSlope": 1.0,
         "PixelSpacing": [0.7, 0.7],
         "ImagePositionPatient": [-180.0, -180.0, index * 1.5],
         "ImageOrientationPatient": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
@@ -192,6 +228,7 @@ _TAGS = {
     "StudyDescription": "00081030/LO",
     "SeriesDescription": "0008103E/LO",
     "ManufacturerModelName": "00081090/LO",
+    "StudyTime": "00080030/TM",
     "PatientID": "00100020/LO",
     "PatientSex": "00100040/CS",
     "PatientAge": "00101010/AS",
@@ -201,16 +238,26 @@ _TAGS = {
     "KVP": "00180060/DS",
     "StudyInstanceUID": "0020000D/UI",
     "SeriesInstanceUID": "0020000E/UI",
+    "StudyID": "00200010/SH",
     "SeriesNumber": "00200011/IS",
+    "AcquisitionNumber": "00200012/IS",
     "InstanceNumber": "00200013/IS",
     "ImagePositionPatient": "00200032/DS",
     "ImageOrientationPatient": "00200037/DS",
+    "FrameOfReferenceUID": "00200052/UI",
+    "SamplesPerPixel": "00280002/US",
+    "PhotometricInterpretation": "00280004/CS",
     "Rows": "00280010/US",
     "Columns": "00280011/US",
     "PixelSpacing": "00280030/DS",
     "BitsAllocated": "00280100/US",
+    "BitsStored": "00280101/US",
+    "HighBit": "00280102/US",
+    "PixelRepresentation": "00280103/US",
     "WindowCenter": "00281050/DS",
     "WindowWidth": "00281051/DS",
+    "RescaleIntercept": "00281052/DS",
+    "RescaleSlope": "00281053/DS",
 }
 
 
@@ -219,7 +266,9 @@ def _meta(row: dict[str, Any], study: int) -> dict[str, Any]:
     for name, described in _TAGS.items():
         if row[name] is not None:
             tag, vr = described.split("/")
-            found[tag] = {"vr": vr, "Value": row[name] if isinstance(row[name], list) else [row[name]]}
+            value = row[name].replace(":", "") if vr == "TM" else row[name]
+            found[tag] = {"vr": vr, "Value": value if isinstance(value, list) else [value]}
+    found |= {"00080090": {"vr": "PN"}, "00201040": {"vr": "LO"}}
     found["00100010"] = {"vr": "PN", "Value": [{"Alphabetic": row["PatientName"]}]}
     found["00100030"] = {"vr": "DA", "Value": [row["PatientBirthDate"].strftime("%Y%m%d")]}
     found["00400275"] = {"vr": "SQ", "Value": [{"00401001": {"vr": "SH", "Value": [f"R{study % 50}"]}, "00400009": {"vr": "SH", "Value": ["S1"]}}]}
@@ -238,8 +287,18 @@ def ask(lake: Path, question: str, repeat: int) -> dict[str, float]:
         started = time.perf_counter()
         rows = sum(len(batch) for batch in catalog.sql(QUESTIONS[question]).to_arrow_reader(10_000))
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"first": seconds[0], "median": statistics.median(seconds[1:]), "rows": rows, "MiB": peak}
+    return {"first": seconds[0], "median": statistics.median(seconds[1:]), "rows": rows, "MiB": _peak()}
+
+
+def _peak() -> float:
+    """Most memory that this process has had, MiB; `getrusage` would count in what the process that started it had."""
+    with suppress(OSError):
+        return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _instances(lake: Path) -> int:
+    return dataset(lake, OBJECT_CATALOG.name).count_rows()
 
 
 def measure(lake: Path, repeat: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -255,6 +314,7 @@ def main() -> None:
     parser.add_argument("--lake", type=Path, default=Path(tempfile.gettempdir()) / "pixels-million")
     parser.add_argument("--instances", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--more", type=int, default=0, metavar="N", help="add N instances first, and measure how long the hierarchy takes to follow")
     parser.add_argument("--ask", choices=QUESTIONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ask:
@@ -264,9 +324,14 @@ def main() -> None:
         started = time.perf_counter()
         batches = generate(options.lake, options.instances)
         print(f"{options.instances} rows in {len(batches)} batches: {time.perf_counter() - started:.0f} s")
-    print(f"{'question':<58}{'rows':>8}{'first s':>9}{'median s':>9}{'peak MiB':>9}")
+    elif options.more:
+        generate(options.lake, options.more, first=_instances(options.lake))
+    done = update_rollups(options.lake, run_id="synthetic")
+    if done.tables:
+        print(f"the hierarchy follows {done.changed} instances in {done.seconds:.1f} s, peak {_peak():.0f} MiB")
+    print(f"{'question':<64}{'rows':>8}{'first s':>9}{'median s':>9}{'peak MiB':>9}")
     for question, found in measure(options.lake, options.repeat):
-        print(f"{question:<58}{found['rows']:>8}{found['first']:>9.2f}{found['median']:>9.2f}{found['MiB']:>9.0f}")
+        print(f"{question:<64}{found['rows']:>8}{found['first']:>9.2f}{found['median']:>9.2f}{found['MiB']:>9.0f}")
 
 
 if __name__ == "__main__":

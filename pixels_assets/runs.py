@@ -13,7 +13,7 @@ import dagster as dg
 
 from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.extractors import load_extractors
-from pixels_assets.engines.local import keep_workers
+from pixels_assets.engines.local import keep_workers, start_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
@@ -36,6 +36,7 @@ from pixels_assets.settings import Settings
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+_FEW_FILES = 16  # one process reads them before a second one is ready
 _FAILURES_IN_A_ROW = 3
 _INTERRUPTS = (dg.DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
 _prepared: dict[tuple[Settings, str], dg.JobDefinition] = {}
@@ -223,6 +224,9 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
     pending = pending_batches(settings.lake)
     if not pending:
         return
+    if settings.engine == "local":
+        files = ran.discovery.listed - ran.discovery.unchanged
+        start_workers(settings.worker_count if files > _FEW_FILES else 1, settings.worker_bytes)
     register(instance, pending)
     job, in_a_row = _job(settings), 0
     for number, batch in enumerate(pending, start=1):

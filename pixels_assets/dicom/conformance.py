@@ -7,7 +7,6 @@ those of sequence items where there are items. Conditional modules and attribute
 classes have no table.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import orjson
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
 
 _UID = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*")
@@ -216,7 +216,7 @@ def _tables() -> tuple[dict[str, str], dict[str, list[dict[str, str]]], dict[str
         return {}, {}, {}
     folder = Path(folders[0]) / "_standard"
     names = ("sop_class_iod_map.json", "iod_module_map.json", "module_attribute_map.json")
-    first, second, third = (json.loads((folder / name).read_bytes()) for name in names)
+    first, second, third = (orjson.loads((folder / name).read_bytes()) for name in names)
     return first, second, third
 
 
@@ -227,16 +227,14 @@ def _of_iod(iod: str) -> tuple[_Required, ...]:
     for module in modules.get(iod, ()):
         if module["usage"] == "M" and module["key"] not in _BY_VALUE_TYPE:
             for attribute in attributes.get(module["key"], ()):
+                if (kind := attribute["type"]) not in {"1", "2"}:
+                    continue
                 branch = tree
                 for keyword in attribute["path"]:
                     branch = branch.setdefault(keyword, ["3", {}])[1]
                 leaf = branch.setdefault(attribute["keyword"], ["3", {}])
-                leaf[0] = min(leaf[0], attribute["type"] or "3", key=_strictness)
+                leaf[0] = min(leaf[0], kind)
     return _compiled(tree)
-
-
-def _strictness(kind: str) -> int:
-    return {"1": 0, "2": 1}.get(kind, 2)
 
 
 def _compiled(tree: dict[str, Any]) -> tuple[_Required, ...]:

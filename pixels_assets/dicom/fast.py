@@ -13,6 +13,7 @@ lies, and its JSON stays in pieces until the whole object's is joined.
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from math import isfinite
@@ -43,6 +44,7 @@ MAX_DEPTH = 40
 _MAX_CONTEXTS = 2000
 _MAX_KEY_BYTES = 64 * 1024
 _FEW_VALUES = 64
+_MANY_BYTES = 512
 _LEAST_STRETCH = 4  # elements that are worth a run: numbers that recur in other series are followed by few
 _MAX_RUN_BYTES = 256 * 1024
 _ENTRY_BYTES = 400  # of a remembered element, beyond its bytes and its text
@@ -952,6 +954,7 @@ Converted = tuple[str, object] | None
 _PRINTABLE = re.compile(rb"[ !#-\[\]-~]*\0?").fullmatch
 _DECIMAL = rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
 _DECIMALS = re.compile(_DECIMAL + rb"(?:\\" + _DECIMAL + rb")*\0?").fullmatch
+_PLAIN = re.compile(rb"[0-9.\\-]+ ?\0?").fullmatch
 _INTEGER = rb" *[+-]?[0-9]{1,15} *"
 _INTEGERS = re.compile(_INTEGER + rb"(?:\\" + _INTEGER + rb")*\0?").fullmatch
 
@@ -992,6 +995,12 @@ def _values(vr: str, values: list[int] | list[float]) -> Converted:
 
 
 def _decimals(vr: str, value: bytes, is_plain: bool) -> Converted:
+    if len(value) > _MANY_BYTES and _PLAIN(value):
+        # A contour: of numbers of these characters JSON takes fewer forms, and integers would not be floats.
+        with suppress(orjson.JSONDecodeError):
+            numbers = orjson.loads(b"[" + value.rstrip(b" \0").replace(b"\\", b",") + b"]")
+            if set(map(type, numbers)) == {float}:
+                return _values(vr, numbers)
     if not _DECIMALS(value):
         return None
     values = [float(part) for part in value.rstrip(b" \0").split(b"\\")]

@@ -99,9 +99,10 @@ class _Worker:
         environment = os.environ | {
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
-            # What large objects took is given back when they are done, so that what the next one may take does not depend on them.
-            "MALLOC_MMAP_THRESHOLD_": str(MIB),
-            "MALLOC_TRIM_THRESHOLD_": str(MIB),
+            # What large objects took is given back when they are done, so that what the next one may take does not depend on them. What usual
+            # ones took is not: a third of their time would go into asking for it again.
+            "MALLOC_MMAP_THRESHOLD_": str(8 * MIB),
+            "MALLOC_TRIM_THRESHOLD_": str(16 * MIB),
             "MALLOC_ARENA_MAX": "1",
             "ARROW_DEFAULT_MEMORY_POOL": "system",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
@@ -231,6 +232,23 @@ def keep_workers() -> Iterator[None]:
         _spares.holders -= 1
         if not _spares.holders:
             _spares.close()
+
+
+def start_workers(count: int, worker_bytes: int) -> None:
+    """Start processes that wait for the next engine, so that they get ready while its work is still prepared; only within `keep_workers`.
+
+    What cannot be started now, the engine tries again, and says so.
+
+    Parameters
+    ----------
+    count : int
+        As many wait then, if not more.
+    worker_bytes : int
+        Memory that each may take.
+    """
+    with suppress(WorkerError):
+        while _spares.holders and len(_spares.workers) < count:
+            _spares.workers.append(_Worker(worker_bytes))
 
 
 class LocalEngine:

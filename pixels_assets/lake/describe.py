@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydicom.datadict import keyword_for_tag
 
+from pixels_assets.dicom.json_reading import read_outline
 from pixels_assets.lake.commit import open_table
 from pixels_assets.lake.query import dataset, require_lake
 from pixels_assets.lake.schema import OBJECT_CATALOG, PARTITION, TABLES
@@ -125,10 +126,10 @@ def _of_batch(lake: Path, batch: str, files: list[str]) -> tuple[int, list[tuple
     for name in files:
         with pq.ParquetFile(lake / OBJECT_CATALOG.name / name) as source:
             for rows in source.iter_batches(64, columns=["meta", "status"], use_threads=False):
-                for meta, status in zip(rows["meta"].to_pylist(), rows["status"].to_pylist(), strict=True):
-                    if status == "indexed" and meta is not None:
+                for meta, status in zip(rows["meta"], rows["status"].to_pylist(), strict=True):
+                    if status == "indexed" and meta.is_valid:
                         objects += 1
-                        counts.update(set(_walk(_parsed(meta), "")))
+                        counts.update(set(_walk(_parsed(memoryview(meta.as_buffer())), "")))
     tags = [(*key, count) for key, count in sorted(counts.items())]
     with suppress(OSError):  # a lake that cannot be written is counted again next time
         kept.parent.mkdir(exist_ok=True)
@@ -138,11 +139,9 @@ def _of_batch(lake: Path, batch: str, files: list[str]) -> tuple[int, list[tuple
     return objects, tags
 
 
-def _parsed(meta: str) -> dict[str, Any]:
+def _parsed(meta: memoryview) -> dict[str, Any]:
     with suppress(ValueError):
-        return orjson.loads(meta)  # type: ignore[no-any-return]
-    with suppress(ValueError, RecursionError):  # nested deeper than orjson goes
-        return json.loads(meta)  # type: ignore[no-any-return]
+        return read_outline(meta)
     return {}
 
 

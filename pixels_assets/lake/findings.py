@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 import polars as pl
 import pyarrow as pa
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicom.conformance import faults
+from pixels_assets.dicom.json_reading import read_outline
 from pixels_assets.lake.schema import FINDINGS
 
 SCHEMA = pl.DataFrame(FINDINGS.part_arrow.empty_table()).schema
@@ -67,12 +67,12 @@ def object_findings(batch: pa.RecordBatch, key: str) -> pl.DataFrame:
         Key of the batch that brought the objects.
     """
     found: list[dict[str, Any]] = []
-    for row in batch.to_pylist():
+    for row, meta in zip(batch.drop_columns("meta").to_pylist(), batch["meta"], strict=True):
         about = {name: row[name] for name in ("path", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")} | {"batch": key}
         about |= {"level": "instance", "subject": subject("instance", row["path"])}
         try:
-            dataset = orjson.loads(row["meta"] or "{}")
-        except orjson.JSONDecodeError:  # deeper than it reads
+            dataset = read_outline(memoryview(meta.as_buffer())) if meta.is_valid else {}
+        except ValueError:
             found.append(about | {"code": "too_deep", "keyword": None, "message": "Its sequences are nested too deep to be looked at."})
             continue
         wrong = faults(dataset, transfer_syntax=row["TransferSyntaxUID"], length=row["length"])

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
@@ -31,6 +32,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydicom.datadict import dictionary_keyword, dictionary_VM, dictionary_VR
 
+from pixels_assets.dicom.json_reading import read_json
 from pixels_assets.errors import LakeError
 from pixels_assets.lake.commit import LOCK_SECONDS, open_table, table_lock
 from pixels_assets.lake.parts import lake_errors, sync_folder
@@ -348,7 +350,10 @@ def to_row(data: dict[str, Any], record: Record) -> dict[str, Any]:
             value = _binary(element)
             row[item.name] = [value] if item.repeated else value
         else:
-            row[item.name] = _values(item, element.get("Value", ()), record)
+            values = element.get("Value", ())
+            if isinstance(values, np.ndarray) and not (item.kind == "number" and item.repeated):
+                values = values.tolist()
+            row[item.name] = _values(item, values, record)
     if others:
         record.has_others = True
         row[OTHERS] = others
@@ -388,6 +393,8 @@ def _fits(item: Field, element: dict[str, Any]) -> bool:
     values = element.get("Value")
     if values is None:
         return "InlineBinary" not in element and "BulkDataURI" not in element
+    if isinstance(values, np.ndarray):
+        return item.kind != "person"
     if item.kind == "person":
         return all(value is None or isinstance(value, dict) for value in values) and vr == "PN"
     return not any(isinstance(value, dict) for value in values)
@@ -406,19 +413,16 @@ def _other(tag: str, element: dict[str, Any], data: dict[str, Any]) -> dict[str,
 def _json(value: Any) -> str | None:
     """Write JSON text; None for what is nested too deep even for that, which only `meta` holds."""
     try:
-        return orjson.dumps(value).decode()
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
     except orjson.JSONEncodeError:
         with suppress(RecursionError):
             return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return None
 
 
-def _parsed(meta: bytes) -> dict[str, Any]:
-    try:
-        return orjson.loads(meta)  # type: ignore[no-any-return]
-    except orjson.JSONDecodeError:  # nested deeper than it goes
-        with suppress(RecursionError, ValueError):
-            return json.loads(meta)  # type: ignore[no-any-return]
+def _parsed(meta: memoryview) -> dict[str, Any]:
+    with suppress(ValueError):
+        return read_json(meta)
     return {}
 
 
@@ -433,6 +437,8 @@ def _binary(element: dict[str, Any]) -> dict[str, Any] | None:
 
 def _values(item: Field, values: Any, record: Record) -> Any:
     kind = item.kind
+    if isinstance(values, np.ndarray):
+        return values
     if kind == "text":
         texts = [value if value is None or type(value) is str else _as_text(value) for value in values]
         if len(texts) > 1 and not item.repeated:
@@ -560,20 +566,28 @@ class _Writer:
             raise
         return sum(self._new.values()), sum(name not in self._new for name in self._rewritten)
 
-    def _write_chunk(self, chunk: list[tuple[dict[str, Any], bytes]]) -> None:
+    def _write_chunk(self, chunk: list[tuple[dict[str, Any], memoryview]]) -> None:
         while True:
             try:
                 rows = [to_row(_parsed(meta), self._registry.root) | keys for keys, meta in chunk]
                 break
             except MisfitError as misfit:
                 self._widen(misfit)
+        groups = self._grouped(rows)
+        rows.clear()  # one object alone may be large: what is done with is let go
+        chunk.clear()
+        schema = self._registry.arrow
+        for place in sorted(groups):
+            members = groups.pop(place)
+            count, columns = len(members), [_column(members, item) for item in schema]
+            members.clear()
+            self._new[self._write_part(place, pa.table(columns, schema=schema))] = count
+
+    def _grouped(self, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             groups.setdefault(self._partition(row), []).append(row)
-        schema = self._registry.arrow
-        for place, members in sorted(groups.items()):
-            columns = [_column(members, item) for item in schema]
-            self._new[self._write_part(place, pa.table(columns, schema=schema))] = len(members)
+        return groups
 
     def _write_part(self, place: str, values: pa.Table) -> str:
         name = f"{place}/{secrets.token_hex(8)}.parquet"
@@ -645,18 +659,18 @@ def _column(rows: list[dict[str, Any]], item: pa.Field) -> pa.Array:
     return pa.array(values, item.type)
 
 
-def _chunks(sources: list[Path]) -> Iterator[list[tuple[dict[str, Any], bytes]]]:
+def _chunks(sources: list[Path]) -> Iterator[list[tuple[dict[str, Any], memoryview]]]:
     """Rows of the catalog's parts that hold a data set: their keys and their JSON, as many as fit into memory."""
-    chunk: list[tuple[dict[str, Any], bytes]] = []
+    chunk: list[tuple[dict[str, Any], memoryview]] = []
     size = 0
-    names = [*(key.name for key in _KEYS), "meta", "status"]
+    keys = [key.name for key in _KEYS]
+    names = [*keys, "meta", "status"]
     for source in sources:
         for batch in ds.dataset([str(source)], schema=OBJECT_CATALOG.part_arrow).to_batches(columns=names, batch_size=64, batch_readahead=1):
-            for row in batch.to_pylist():
-                meta = row.pop("meta")
-                if row.pop("status") != "indexed" or meta is None:
+            for row, meta, status in zip(batch.select(keys).to_pylist(), batch["meta"], batch["status"].to_pylist(), strict=True):
+                if status != "indexed" or not meta.is_valid:
                     continue
-                data = meta.encode()
+                data = memoryview(meta.as_buffer())  # not copied: it may be large
                 if chunk and (len(chunk) >= _CHUNK_ROWS or size + len(data) > _CHUNK_BYTES):
                     yield chunk
                     chunk, size = [], 0

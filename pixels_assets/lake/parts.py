@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, S
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -151,6 +152,8 @@ class PartFile:
         First part of the file's name; a random token follows, so that no file is ever written twice.
     schema : pyarrow.Schema
         Schema of the file.
+    empty : collection of str
+        Columns of which no values are expected: they are not compressed, which would be most of the work when many of a hundred columns are empty.
 
     Raises
     ------
@@ -158,7 +161,7 @@ class PartFile:
         The file cannot be written.
     """
 
-    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema) -> None:
+    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema, *, empty: Collection[str] = frozenset()) -> None:
         self._table, self._schema = table, schema
         self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
@@ -176,9 +179,9 @@ class PartFile:
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[item.name for item in table.columns if item.repeats and item.name in names],
+            compression={leaf: "none" if item.name in empty else "zstd" for item in schema for leaf in _leaves(item.name, item.type)},
+            compression_level={leaf: 1 for item in schema if item.name not in empty for leaf in _leaves(item.name, item.type)},
+            use_dictionary=[item.name for item in table.columns if item.repeats and item.name in names and item.name not in empty],
             write_statistics=[item.name for item in table.columns if item.name in names and _has_order(item.type) and not item.is_json],
         )
 
@@ -239,6 +242,20 @@ def _layout(table: Table) -> _Layout:
     return _Layout(schema, types, {name: _weigher(kind) for name, kind in types.items()}, tuple(field.name for field in schema if not field.nullable))
 
 
+def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
+    """List the paths of a column's own columns in Parquet: one, unless it is nested."""
+    if pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for item in kind:
+            yield from _leaves(f"{path}.{item.name}", item.type)
+    elif pa.types.is_map(kind):
+        yield from _leaves(f"{path}.key_value.key", kind.key_type)
+        yield from _leaves(f"{path}.key_value.value", kind.item_type)
+    else:
+        yield path
+
+
 def _has_order(kind: pa.DataType) -> bool:
     return not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
 
@@ -246,12 +263,12 @@ def _has_order(kind: pa.DataType) -> bool:
 class _Shape(NamedTuple):
     """What rows of the same columns and types have in common: the columns, the bytes of their values of fixed size, and where the others are.
 
-    With each list go the types of values that its column was seen to hold.
+    `sized` gives the texts and binaries of a row. With each list go the types of values that its column was seen to hold.
     """
 
     names: tuple[str, ...]
     fixed: int
-    sized: list[int]
+    sized: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     lists: list[tuple[int, set[type]]]
 
 
@@ -324,9 +341,7 @@ class PartWriter:
         # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds.
         kinds = tuple(map(type, values))
         shape = self._shapes.get((tuple(row), kinds)) or self._check(row, kinds)
-        weight = shape.fixed
-        for at in shape.sized:
-            weight += len(values[at])
+        weight = shape.fixed + sum(map(len, shape.sized(values)))
         for at, kinds_within in shape.lists:
             value = values[at]
             if kinds_within.issuperset(map(type, value)):
@@ -361,7 +376,8 @@ class PartWriter:
         types = {at: self._types[names[at]] for at in places}
         sized = [at for at in places if pa.types.is_string(types[at]) or pa.types.is_binary(types[at])]
         lists = [(at, self._kinds_within.setdefault(names[at], set())) for at in places if pa.types.is_list(types[at])]
-        shape = self._shapes[names, kinds] = _Shape(names, _FIXED_BYTES * (len(places) - len(sized) - len(lists)), sized, lists)
+        fixed = _FIXED_BYTES * (len(places) - len(sized) - len(lists))
+        shape = self._shapes[names, kinds] = _Shape(names, fixed, _getter(sized), lists)
         return shape
 
     def _weigh(self, name: str, value: object) -> int:
@@ -416,9 +432,6 @@ class PartWriter:
     def _flush(self) -> None:
         if not self._rows:
             return
-        if self._file is None:
-            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema)
-            self._count += 1
         names = self._rows[0][0]
         if all(row[0] is names or row[0] == names for row in self._rows):
             values: dict[str, Sequence[Any]] = dict(zip(names, zip(*[row[1] for row in self._rows], strict=True), strict=True))
@@ -427,6 +440,10 @@ class PartWriter:
             values = {name: [row.get(name) for row in rows] for name in self._types}
         none = (None,) * len(self._rows)
         columns = [_array(values.get(name, none), kind) for name, kind in self._types.items()]
+        if self._file is None:
+            empty = {name for name, column in zip(self._types, columns, strict=True) if column.null_count == len(column)}
+            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema, empty=empty)
+            self._count += 1
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows.clear()
         self._group_bytes = 0
@@ -505,6 +522,13 @@ def part_from_table(lake: Path, table: Table, batch: str, name: str, values: pa.
     except BaseException:
         file.abandon()
         raise
+
+
+def _getter(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return what takes values out of a row; `itemgetter` alone gives no tuple of a single one."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[at] for at in places)
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

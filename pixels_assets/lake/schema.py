@@ -5,6 +5,7 @@ Must not read or write anything. Imports the typed columns' names from `pixels_a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -91,7 +92,7 @@ class Column:
         return self.name in _JSON
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """One Delta table.
 
@@ -130,7 +131,7 @@ class Table:
         """Schema of one Parquet part: without the partition column, which is in the path, and without comments."""
         return pa.schema([pa.field(item.name, item.type, item.nullable) for item in self.columns if item.name not in self.partition_columns])
 
-    @property
+    @cached_property
     def column_names(self) -> tuple[str, ...]:
         """Names of all columns, in order."""
         return tuple(item.name for item in self.columns)
@@ -521,6 +522,12 @@ UID_CONFLICTS = Table(
         _PATH,
         _HASH,
         Column("is_current", pa.bool_(), "This content is the one in instances.", nullable=False),
+        Column(
+            "differs",
+            pa.string(),
+            "In what it differs from that one: metadata (meta is another), encoding (meta is the same, other bytes of the header are not: transfer"
+            " syntax, preamble, long binary values), pixels (only what follows the header). NULL for the current content, and without a kept header.",
+        ),
         _LENGTH,
         _MODIFIED,
         *(typed_column(item) for item in ATTRIBUTES if item.keyword in {"StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"}),

@@ -3,7 +3,8 @@
 Holds what is opened for a statement, which statements are let through, and how a result of any size becomes a file. Must not write to the lake.
 
 DuckDB reads the tables as Arrow data sets of one Delta version each: only the columns and parts that a statement needs are read, and parts that came
-before a column was added have NULL there. So DuckDB itself opens no file at all but those that the caller attaches or writes.
+before a column was added have NULL there. So DuckDB itself opens no file at all but those that the caller attaches or writes. The parts of a table
+are described when a statement reads it: a lake has thousands, and most statements name one table.
 """
 
 import io
@@ -15,16 +16,18 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from pixels_assets.dicom.paths import json_path
 from pixels_assets.errors import PixelsError, UsageError
+from pixels_assets.lake.commit import open_table
 from pixels_assets.lake.query import dataset, require_lake, table_names
 from pixels_assets.lake.schema import TABLES
 
@@ -100,7 +103,8 @@ def connect(lake: Path, attached: Mapping[str, object] | None = None, *, writes:
     connection.create_function("_json_path", json_path, [str], str)
     connection.execute(_MACROS)
     for name in table_names(lake):
-        connection.register(name, dataset(lake, name))
+        is_delta = DeltaTable.is_deltatable(str(lake / name))
+        connection.register(name, _Deferred(open_table(lake, name)) if is_delta else dataset(lake, name))
     files = [_attach(connection, name, value, table_names(lake)) for name, value in (attached or {}).items()]
     connection.execute("set allowed_paths = $1", [[*(str(path) for path in files if path and path.is_file()), *writes]])
     connection.execute("set allowed_directories = $1", [[str(path) for path in files if path and path.is_dir()]])
@@ -280,6 +284,25 @@ def as_text(lake: Path, statement: str, attached: Mapping[str, object] | None = 
             raise readable(connection, error) from error
     more = f"\nthere are more than these {SHOWN_ROWS} rows; --format csv, json or parquet gives all" if rows.num_rows > SHOWN_ROWS else ""
     return drawn.getvalue().rstrip("\n") + more
+
+
+class _Deferred(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
+    """One version of a Delta table, as DuckDB reads data sets: it asks for `schema` at once, and for a `scanner` when a statement reads the table."""
+
+    def __init__(self, delta: DeltaTable) -> None:  # not that of Dataset, which only says that there is none
+        self._delta = delta
+        self._schema = pa.schema(delta.schema().to_arrow())
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    @cached_property
+    def _parts(self) -> ds.Dataset:
+        return self._delta.to_pyarrow_dataset()
+
+    def scanner(self, **options: Any) -> ds.Scanner:
+        return self._parts.scanner(**options)
 
 
 def _require_reading(connection: duckdb.DuckDBPyConnection, statement: Any) -> None:

@@ -15,7 +15,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, QueuePool, create_engine
 from sqlalchemy.exc import DatabaseError
 
 from pixels_assets.errors import InstanceError
@@ -72,32 +72,17 @@ class _Connection(sqlite3.Connection):
 def _engines_kept() -> Iterator[None]:
     """Let Dagster's SQLite storages use an engine of SQLAlchemy more than once.
 
-    They make one for each event, with an empty cache of compiled statements, and wait for the disk after each: two thirds of what a run costs. With
-    ``synchronous=NORMAL`` a power cut may take the last events, never the file; a process that is killed loses nothing.
+    They make one for each event, with an empty cache of compiled statements and a new connection, and wait for the disk after each: two thirds of
+    what a run costs. With ``synchronous=NORMAL`` a power cut may take the last events, never the file; a process that is killed loses nothing.
     """
     kept: dict[str, Engine] = {}
-    held: dict[str, sqlite3.Connection] = {}
-
-    def hold(url: str) -> None:
-        # The last connection that is closed writes the log into the file and removes it. With one that stays open the many short ones do not.
-        connection = sqlite3.connect(make_url(url).database or "", check_same_thread=False)
-        if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            held[url] = connection
-        else:
-            connection.close()
 
     def engine_of(url: str, **options: Any) -> Engine:
-        if url in kept:
-            if url not in held:
-                hold(url)
-        else:
+        if url not in kept:
             while len(kept) >= _ENGINES:
-                oldest = next(iter(kept))
-                kept.pop(oldest).dispose()
-                if oldest in held:
-                    held.pop(oldest).close()
-            kept[url] = create_engine(url, **options | {"connect_args": {**options.get("connect_args", {}), "factory": _Connection}})
+                kept.pop(next(iter(kept))).dispose()
+            arguments = {**options.get("connect_args", {}), "factory": _Connection}
+            kept[url] = create_engine(url, **options | {"poolclass": QueuePool, "connect_args": arguments})
         return kept[url]
 
     storages: tuple[Any, ...] = (sqlite_event_log, sqlite_run_storage)
@@ -109,8 +94,8 @@ def _engines_kept() -> Iterator[None]:
     finally:
         for storage, made in zip(storages, before, strict=True):
             storage.create_engine = made
-        for connection in held.values():
-            connection.close()
+        for engine in kept.values():
+            engine.dispose()
 
 
 def _storage_error(reason: str) -> InstanceError:

@@ -141,6 +141,34 @@ def test_long_lists_of_numbers_are_written_as_python_writes_them(is_rounded):
         assert_same(*both(part_10(data)))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"7",
+        b"-0",
+        b"-0.0",
+        b"007.50",
+        b"5.",
+        b".5",
+        b"+1.5",
+        b" 1.5",
+        b"1.5e3",
+        b"1e999",
+        b"9" * 400 + b".0",
+        b"",
+        b"-",
+        b"1-2",
+        b"1.5.2",
+        b"0.00001",
+    ],
+)
+def test_one_number_of_another_form_changes_nothing_about_the_others(odd):
+    plain = [b"%.2f" % (number * 0.37 - 40) for number in range(200)]
+    for at in (0, 100, 200):
+        text = b"\\".join([*plain[:at], odd, *plain[at:]])
+        assert_same(*both(part_10(IDENTITY + element(0x300A00F6, "DS", text + b" " * (len(text) % 2)))))
+
+
 def is_read_fast(data):
     """Compare it three times: met first, met again, and as a run."""
     return [assert_same(*both(data)) for _ in range(3)] == [True] * 3

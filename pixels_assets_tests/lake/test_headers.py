@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -15,6 +16,7 @@ import pydicom.data
 import pytest
 from pydicom.sequence import Sequence as Items
 
+from pixels_assets.dicom.json_reading import LARGE_BYTES, read_json
 from pixels_assets.errors import LakeError
 from pixels_assets.lake.describe import bigquery_schema, schema_lines, seen_tags
 from pixels_assets.lake.headers import MANIFEST, MAX_DEPTH, MisfitError, Record, headers_dataset, load, scan_headers, to_row, update_headers
@@ -163,6 +165,22 @@ def test_a_value_that_does_not_fit_names_the_kind_that_holds_it(tag, value, kind
         to_row({tag: value}, Record())
     assert (raised.value.kind, raised.value.repeated) == (kind, repeated)
     raised.value.item.kind, raised.value.item.repeated = kind, repeated
+
+
+def test_arrays_of_numbers_become_what_lists_become() -> None:
+    numbers = [number / 4 for number in range(100)]
+    contour = {"30060050": element("DS", *numbers), "00110010": element("LO", "ME"), "00111001": element("DS", *numbers)}
+    contour |= {"00080060": element("CS", *numbers)}  # a wrong VR, which the value has too
+    data = {"30060039": element("SQ", {"30060040": element("SQ", *[contour] * 800)}), "30060050": element("DS", *numbers)}
+    text = json.dumps(data).encode()
+    assert len(text) > LARGE_BYTES
+    arrays, lists = Record(), Record()
+    rows = [to_row(read_json(text), arrays), to_row(data, lists)]
+    assert arrays == lists
+    made = [pa.array([row], pa.struct(lists.arrow)) for row in rows]
+    assert made[0].equals(made[1])
+    with pytest.raises(MisfitError, match="100 values where"):
+        to_row({"00180050": {"vr": "DS", "Value": np.array(numbers)}}, Record())
 
 
 # --- a lake

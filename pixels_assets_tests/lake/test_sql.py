@@ -157,6 +157,18 @@ def test_only_the_parts_that_a_filter_leaves_are_read(full) -> None:
     assert "SOPInstanceUID" in plan.partition("Filters")[2]
 
 
+def test_a_connection_goes_on_to_see_the_lake_as_it_was(tmp_path, new_house) -> None:
+    house = new_house(tmp_path)
+    house.write("ct", dicom("CT_small.dcm"))
+    house.ingest()
+    before = connect(house.lake)
+    house.write("mr", dicom("MR_small.dcm"))
+    house.ingest()
+    statement = "select Modality from object_catalog order by 1"
+    assert query(before, statement).fetchall() == [("CT",)]
+    assert ask(house, statement) == [("CT",), ("MR",)]
+
+
 def test_a_table_of_the_users_own_is_joined(full, tmp_path) -> None:
     (patient,) = scan(full.lake, "object_catalog").filter(pl.col("Modality") == "CT").select("PatientID").collect()["PatientID"]
     frame = pl.DataFrame({"PatientID": [patient, "other"], "diagnosis": ["flu", "none"]})

@@ -356,6 +356,7 @@ def _format_of(path: Path) -> str:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     from pixels_assets.dicomweb.app import serve
     from pixels_assets.dicomweb.service import WebSettings
+    from pixels_assets.engines.local import keep_workers
 
     if not 0 < options.port < 65536:
         msg = f"there is no port {options.port}; ports are 1 to 65535"
@@ -364,11 +365,17 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     def bring_in(folder: Path) -> None:
         from pixels_assets.runs import ingest
 
-        # What was stored is complete, and what was removed was removed on purpose.
-        ran = ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [folder])
+        ran = ingest(storing, [folder])
         if ran.failed:
             raise PixelsError(next(iter(ran.failed.values())))
 
+    def prepare() -> None:
+        from pixels_assets.runs import prepare
+
+        prepare(storing)
+
+    # What was stored is complete, and what was removed was removed on purpose.
+    storing = replace(settings, quiet_seconds=0.0, accept_empty=True)
     _be_heard(settings)
     web = WebSettings(
         host=options.host,
@@ -379,7 +386,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         origins=tuple(options.allow_origin),
         public_url=options.public_url,
     )
-    serve(settings, web, bring_in, say=_say)
+    with keep_workers():
+        serve(settings, web, bring_in, prepare, say=_say)
     return 0
 
 

@@ -119,7 +119,7 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         job=update_rollups,
         minimum_interval_seconds=seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="When object_catalog has changed, the hierarchy, headers and what else is made of it follow; one run for all batches that ran since.",
+        description="When object_catalog has changed, the hierarchy, headers and all else that is made of it follow; one run for many batches.",
     )
     def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):

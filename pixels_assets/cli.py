@@ -375,6 +375,7 @@ def _format_of(path: Path) -> str:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     from pixels_assets.dicomweb.app import serve
     from pixels_assets.dicomweb.service import WebSettings
+    from pixels_assets.engines.local import keep_workers
 
     if not 0 < options.port < 65536:
         msg = f"there is no port {options.port}; ports are 1 to 65535"
@@ -383,11 +384,17 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     def bring_in(folder: Path) -> None:
         from pixels_assets.runs import ingest
 
-        # What was stored is complete, and what was removed was removed on purpose.
-        ran = ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [folder])
+        ran = ingest(storing, [folder])
         if ran.failed:
             raise PixelsError(next(iter(ran.failed.values())))
 
+    def prepare() -> None:
+        from pixels_assets.runs import prepare
+
+        prepare(storing)
+
+    # What was stored is complete, and what was removed was removed on purpose.
+    storing = replace(settings, quiet_seconds=0.0, accept_empty=True)
     _be_heard(settings)
     web = WebSettings(
         host=options.host,
@@ -398,7 +405,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         origins=tuple(options.allow_origin),
         public_url=options.public_url,
     )
-    serve(settings, web, bring_in, say=_say)
+    with keep_workers():
+        serve(settings, web, bring_in, prepare, say=_say)
     return 0
 
 
@@ -454,7 +462,8 @@ def _print_status(settings: Settings) -> None:
         for name, code, count, due in found.quarantine:
             print(f"  {name:<16}{count:>10}  {code}" + (f", {due} due for another attempt" if due else ""))
     print(f"batches: {len(found.batches)} sealed, {len(found.pending)} not finished")
-    print("tables: " + ", ".join(f"{name} v{version} ({found.rows[name]} rows)" for name, version in found.versions.items()))
+    versions = {name: f" v{version}" for name, version in found.versions.items()}
+    print("tables: " + ", ".join(f"{name}{versions.get(name, '')} ({rows} rows)" for name, rows in found.rows.items()))
 
 
 def _print_next(settings: Settings) -> None:

@@ -90,18 +90,20 @@ def reader_shuffled(folder: Path, out: Path) -> Counts:
 def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
     """One batch after the other through our engine into committed tables, without Dagster."""
     from pixels_assets.engines.indexing import IndexSpec
-    from pixels_assets.engines.local import LocalEngine
-    from pixels_assets.engines.run import index_batch
+    from pixels_assets.engines.local import LocalEngine, keep_workers, start_workers
     from pixels_assets.intake.listing import Listing
     from pixels_assets.intake.objects import SourceFile
-    from pixels_assets.lake.commit import create_tables
     from pixels_assets.settings import Settings
 
     settings = Settings.from_environment(lake=out / "lake", quiet_seconds=0.0)
-    create_tables(settings.lake)
-    listed = [file for file in Listing(str(folder)) if isinstance(file, SourceFile)]
     objects, errors = 0, 0
-    with LocalEngine(CORES) as engine:
+    with keep_workers(), LocalEngine(CORES) as engine:
+        start_workers(CORES, settings.worker_bytes)
+        from pixels_assets.engines.run import index_batch
+        from pixels_assets.lake.commit import create_tables
+
+        create_tables(settings.lake)
+        listed = [file for file in Listing(str(folder)) if isinstance(file, SourceFile)]
         for number, start in enumerate(range(0, len(listed), settings.batch_files)):
             spec = IndexSpec(settings.lake, f"b{number:05d}", "a", outputs, settings)
             done = index_batch(engine, spec, listed[start : start + settings.batch_files], run_id="bench")

@@ -1,6 +1,7 @@
 """The `pixels` command. Thin: parses arguments, calls the layers below, prints. Imports them only when a command needs them."""
 
 import argparse
+import gc
 import logging
 import os
 import shutil
@@ -65,6 +66,20 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
     return int(options.command(options, settings))
+
+
+@contextmanager
+def _long_import() -> Iterator[None]:
+    """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later."""
+    if "pixels_assets.runs" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 @contextmanager
@@ -179,7 +194,8 @@ def _ingest(options: argparse.Namespace, settings: Settings) -> int:
 
     for source in options.sources:
         Listing(source)
-    from pixels_assets.runs import ingest
+    with _long_import():
+        from pixels_assets.runs import ingest
 
     _be_heard(settings)
     ran = ingest(settings, options.sources, mode=options.mode, say=_say)
@@ -199,7 +215,8 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     if not before:
         print("nothing in quarantine to try again")
         return 0
-    from pixels_assets.runs import retry
+    with _long_import():
+        from pixels_assets.runs import retry
 
     _be_heard(settings)
     ran = retry(settings, options.status, say=_say)
@@ -237,7 +254,8 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _extract(options: argparse.Namespace, settings: Settings) -> int:
-    from pixels_assets.runs import extract
+    with _long_import():
+        from pixels_assets.runs import extract
 
     _be_heard(settings)
     ran = extract(settings, options.extractors, say=_say)
@@ -276,7 +294,8 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _rebuild(options: argparse.Namespace, settings: Settings) -> int:
-    from pixels_assets.runs import rebuild
+    with _long_import():
+        from pixels_assets.runs import rebuild
 
     _be_heard(settings)
     done = rebuild(settings, options.batch, say=_say)
@@ -356,6 +375,7 @@ def _format_of(path: Path) -> str:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     from pixels_assets.dicomweb.app import serve
     from pixels_assets.dicomweb.service import WebSettings
+    from pixels_assets.engines.local import keep_workers
 
     if not 0 < options.port < 65536:
         msg = f"there is no port {options.port}; ports are 1 to 65535"
@@ -364,11 +384,17 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     def bring_in(folder: Path) -> None:
         from pixels_assets.runs import ingest
 
-        # What was stored is complete, and what was removed was removed on purpose.
-        ran = ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [folder])
+        ran = ingest(storing, [folder])
         if ran.failed:
             raise PixelsError(next(iter(ran.failed.values())))
 
+    def prepare() -> None:
+        from pixels_assets.runs import prepare
+
+        prepare(storing)
+
+    # What was stored is complete, and what was removed was removed on purpose.
+    storing = replace(settings, quiet_seconds=0.0, accept_empty=True)
     _be_heard(settings)
     web = WebSettings(
         host=options.host,
@@ -379,7 +405,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         origins=tuple(options.allow_origin),
         public_url=options.public_url,
     )
-    serve(settings, web, bring_in, say=_say)
+    with keep_workers():
+        serve(settings, web, bring_in, prepare, say=_say)
     return 0
 
 
@@ -435,7 +462,8 @@ def _print_status(settings: Settings) -> None:
         for name, code, count, due in found.quarantine:
             print(f"  {name:<16}{count:>10}  {code}" + (f", {due} due for another attempt" if due else ""))
     print(f"batches: {len(found.batches)} sealed, {len(found.pending)} not finished")
-    print("tables: " + ", ".join(f"{name} v{version} ({found.rows[name]} rows)" for name, version in found.versions.items()))
+    versions = {name: f" v{version}" for name, version in found.versions.items()}
+    print("tables: " + ", ".join(f"{name}{versions.get(name, '')} ({rows} rows)" for name, rows in found.rows.items()))
 
 
 def _print_next(settings: Settings) -> None:

@@ -13,21 +13,18 @@ import dagster as dg
 
 from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.extractors import load_extractors
-from pixels_assets.engines.local import keep_workers
+from pixels_assets.engines.local import keep_workers, start_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
-from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
-from pixels_assets.lake.headers import headers_are_behind
 from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches
-from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
-from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.jobs import is_behind, is_overwrite, look
 from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
@@ -36,8 +33,10 @@ from pixels_assets.settings import Settings
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+_FEW_FILES = 16  # one process reads them before a second one is ready
 _FAILURES_IN_A_ROW = 3
 _INTERRUPTS = (dg.DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
+_prepared: dict[tuple[Settings, str], dg.JobDefinition] = {}
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
@@ -222,6 +221,9 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
     pending = pending_batches(settings.lake)
     if not pending:
         return
+    if settings.engine == "local":
+        files = ran.discovery.listed - ran.discovery.unchanged
+        start_workers(settings.worker_count if files > _FEW_FILES else 1, settings.worker_bytes)
     register(instance, pending)
     job, in_a_row = _job(settings), 0
     for number, batch in enumerate(pending, start=1):
@@ -251,7 +253,7 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
     PixelsError
         It failed; the next call makes up for it.
     """
-    if not (are_behind(settings.lake) or links_are_behind(settings.lake) or _headers_are_behind(settings)):
+    if not is_behind(settings):
         return
     started = time.monotonic()
     config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
@@ -262,13 +264,15 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
     say(f"patients, studies, series, instances and headers brought up to date in {time.monotonic() - started:.1f} s")
 
 
-def _headers_are_behind(settings: Settings) -> bool:
-    if not settings.headers:
-        return False
-    return headers_are_behind(settings.lake, partition=settings.headers_partition, missing_date=settings.headers_missing_date)
+def prepare(settings: Settings) -> None:
+    """Make what an ingest needs before it begins, so that the first one of a process that lives on is as quick as the others."""
+    for name in ("ingest_batch", "update_rollups"):
+        _prepared[settings, name] = _job(settings, name)
 
 
 def _job(settings: Settings, name: str = "ingest_batch") -> dg.JobDefinition:
+    if (settings, name) in _prepared:
+        return _prepared[settings, name]
     return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def(name)
 
 

@@ -8,12 +8,16 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
+from pixels_assets import Catalog
 from pixels_assets.cli import main
 from pixels_assets.intake.objects import Status, file_address, os_path
+from pixels_assets.lake.headers import headers_dataset, scan_headers
 from pixels_assets_tests.dicomweb.test_retrieval import check_everything
+from pixels_assets_tests.tablehash import table_hashes, table_versions
 
 CORPUS = os.environ.get("PIXELS_CORPUS")
 pytestmark = [pytest.mark.corpus, pytest.mark.slow, pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")]
@@ -148,6 +152,28 @@ def test_every_object_and_every_frame_is_served_as_pydicom_reads_it(lake):
     assert not wrong
     assert counts["instances"] > 400
     assert counts["frames that pydicom decodes"] > 2500
+
+
+def test_every_engine_reads_as_many_headers_as_there_are_indexed_objects(catalog, lake):
+    engines = {
+        "polars": scan_headers(lake).select(pl.len()).collect().item(),
+        "pyarrow": headers_dataset(lake).count_rows(),
+        "DuckDB": duckdb.sql(f"select count(path) from read_parquet('{lake}/headers/**/*.parquet', union_by_name = true)").fetchone()[0],
+        "pixels sql": Catalog(lake).sql("select count(path) from headers").fetchone()[0],
+    }
+    assert set(engines.values()) == {catalog.filter(pl.col("status") == "indexed").height}, engines
+
+
+def test_everything_is_made_again_from_the_kept_headers_with_the_sources_gone(folder, lake, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(lake.parent))
+    before, version = table_hashes(lake), table_versions(lake)["dicom_metadata"]
+    gone = folder.rename(folder.with_name("gone"))
+    try:
+        assert main(["rebuild", "--lake", str(lake)]) == 0
+    finally:
+        gone.rename(folder)
+    assert table_hashes(lake) == before
+    assert table_versions(lake)["dicom_metadata"] > version
 
 
 def test_a_second_ingest_changes_nothing_and_a_third_finds_exactly_what_changed(folder, lake):

@@ -3,6 +3,7 @@
 Holds the assembly, health, metrics and the page of the interface. Must not know DICOM.
 """
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +13,12 @@ from starlette.types import ASGIApp
 
 from pixels_assets import __version__
 from pixels_assets.dicomweb import qido, rendered, stow, wado
+from pixels_assets.dicomweb.connections import watched
 from pixels_assets.dicomweb.guard import Guard
 from pixels_assets.dicomweb.index import Index
 from pixels_assets.dicomweb.metrics import Metrics
 from pixels_assets.dicomweb.objects import Objects
+from pixels_assets.dicomweb.sending import NoRoom
 from pixels_assets.dicomweb.service import PREFIX, Busy, Ingest, Service, WebSettings, is_loopback
 from pixels_assets.dicomweb.viewer import viewer_routes
 from pixels_assets.errors import UsageError, place_of
@@ -37,7 +40,7 @@ const dd=document.createElement("dd");dd.textContent=about.description||about.su
 """
 
 
-def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = None) -> ASGIApp:
+def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = None, prepare: Callable[[], None] | None = None) -> ASGIApp:
     """Make the server's application.
 
     Parameters
@@ -46,6 +49,8 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     web : WebSettings
     ingest : callable, optional
         Brings in what is new in a folder; without it nothing can be stored.
+    prepare : callable, optional
+        Makes what takes long at the first ingest; runs beside the first requests.
 
     Raises
     ------
@@ -60,6 +65,8 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if prepare is not None:
+            service.threads.submit(prepare)
         yield
         service.index.close()
 
@@ -71,6 +78,7 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     app.include_router(stow.routes(service, metrics), prefix=PREFIX)
     app.include_router(rendered.uri_routes(service))
 
+    @app.exception_handler(NoRoom)
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Exception) -> Response:
         return Response('{"detail":"the server is busy"}', 503, {"Retry-After": "2"}, "application/json")
@@ -95,6 +103,7 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
         metrics.gauge("pixels_load_seconds", "Time that loading that version took.", snapshot.seconds)
         metrics.gauge("pixels_studies", "Studies served.", snapshot.studies.count)
         metrics.gauge("pixels_instances", "Instances served.", snapshot.instances)
+        metrics.gauge("pixels_answers_bytes", "Bytes of answers that wait to be taken.", service.room.taken)
         for name, weight in service.objects.weights.items():
             metrics.gauge(f"pixels_members_{name}_bytes", f"Bytes of archive members kept in {name}.", weight)
         for name, (weight, hits, misses) in {"frames": service.frames.figures, "metadata": service.metadata.figures}.items():
@@ -111,7 +120,14 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     return Guard(app, web, metrics)
 
 
-def serve(settings: Settings, web: WebSettings, ingest: Ingest | None = None, *, say: Callable[[str], None] = logger.info) -> None:
+def serve(
+    settings: Settings,
+    web: WebSettings,
+    ingest: Ingest | None = None,
+    prepare: Callable[[], None] | None = None,
+    *,
+    say: Callable[[str], None] = logger.info,
+) -> None:
     """Serve until interrupted.
 
     Raises
@@ -121,10 +137,10 @@ def serve(settings: Settings, web: WebSettings, ingest: Ingest | None = None, *,
     """
     import uvicorn
 
-    app = create_app(settings, web, ingest)
+    app = create_app(settings, web, ingest, prepare)
     host = f"[{web.host}]" if ":" in web.host else web.host
     say(f"viewer: http://{host}:{web.port}/  DICOMweb: http://{host}:{web.port}{PREFIX}  (Ctrl-C ends it)")
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=web.host,
         port=web.port,
@@ -135,3 +151,6 @@ def serve(settings: Settings, web: WebSettings, ingest: Ingest | None = None, *,
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
     )
+    watched(config, web.header_seconds)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run()

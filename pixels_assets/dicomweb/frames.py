@@ -84,6 +84,11 @@ class FrameIndex:
         """Bytes that it takes in memory, roughly."""
         return 1024 + 16 * len(self.starts) + 8 * len(self.firsts) + len(self.inflated or b"")
 
+    def size_of(self, frame: int, *, decoded: bool) -> int:
+        """Bytes that a frame, 0-based, takes as it is stored; while it is decoded, those of both forms, and of a copy."""
+        stored = self.frame_bits // 8 if self.is_native else sum(self.lengths[self.firsts[frame] : self.firsts[frame + 1]])
+        return stored + 2 * self.description.decoded_bytes if decoded and self.description is not None else stored
+
     @property
     def is_native(self) -> bool:
         """Whether frames lie side by side, uncompressed."""

@@ -71,7 +71,7 @@ class Guard:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        seen: dict[str, Any] = {"status": 0, "bytes": 0, "begun": False}
+        seen: dict[str, Any] = {"status": 0, "bytes": 0, "begun": False, "waited": 0.0}
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin = self._origin(headers)
 
@@ -82,17 +82,22 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *more]}
             else:
                 seen["bytes"] += len(message.get("body", b""))
+            begun = time.perf_counter()
             try:
                 await asyncio.wait_for(send(message), self._web.idle_seconds)
             except TimeoutError:
                 raise _StoppedError from None
+            seen["waited"] += time.perf_counter() - begun
+            if seen["waited"] > self._web.idle_seconds and seen["bytes"] < self._web.slowest * seen["waited"]:
+                raise _StoppedError
 
         taken = 0
 
         async def receiving() -> Message:
             nonlocal taken
-            left = self._web.request_seconds - (time.perf_counter() - started)
-            if left <= 0:
+            gone = time.perf_counter() - started
+            left = self._web.request_seconds - gone
+            if left <= 0 or (taken < self._web.slowest * gone and gone > self._web.idle_seconds):
                 raise _RefusedError(408, "the request took too long")
             try:
                 message = await asyncio.wait_for(receive(), min(left, self._web.idle_seconds))

@@ -5,12 +5,14 @@ Holds parameters and encoding. How a frame is shown is the business of `pixels_a
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +25,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import DICOM, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone
+from pixels_assets.dicomweb.sending import HeldResponse
 from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import MEDIA, bytes_of, find, find_all, frame_bytes, parse_frames, problem, send_instance
 
@@ -170,24 +173,37 @@ async def _rendered(service: Service, request: Request, snapshot: Snapshot, inst
     view = parse_view(request.query_params)
     wanted = _wanted(request)
     if instance.values.get("MIMETypeOfEncapsulatedDocument"):
-        document = await service.decode(_document, service, snapshot, instance)
+        document, taken = await service.made(_document, service, snapshot, instance, size=lambda found: len(found[1]) if found else 0)
         if document is not None:
             media, data = document
             if not any(item.matches(media) for item in wanted):
                 msg = f"available is {media}"
                 raise NotAcceptable(msg)
             # What a document holds is not ours: it may be looked at, but not run in our name.
-            return Response(
-                data, headers={"Content-Type": media, "Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private"}
-            )
+            headers = {"Content-Type": media, "Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private"}
+            return HeldResponse([data], taken, headers=headers)
+        taken.release()
     if MEDIA.get(instance.transfer_syntax.removesuffix(".1"), "").startswith("video/"):
         return await _video(service, request, snapshot, instance, wanted)
     media, chosen = _choose_picture(wanted)
-    pictures = [(media, await service.decode(_picture, service, snapshot, instance, number, view, media)) for number in numbers]
-    if len(pictures) == 1 and not chosen.multipart:
-        return Response(pictures[0][1], media_type=media, headers={"Cache-Control": "private, max-age=60"})
+    first, taken = await service.made(_picture, service, snapshot, instance, numbers[0], view, media, size=len)
+    if len(numbers) == 1 and not chosen.multipart:
+        return HeldResponse([first], taken, headers={"Content-Type": media, "Cache-Control": "private, max-age=60"})
     boundary = Boundary()
-    return Response(boundary.join(pictures), headers={"Content-Type": boundary.content_type(media)})
+    headers = {"Content-Type": boundary.content_type(media)}
+    if len(numbers) == 1:
+        return HeldResponse([boundary.head(media, len(first)), first, b"\r\n" + boundary.tail], taken, headers=headers)
+    taken.release()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield boundary.head(media, len(first)) + first + b"\r\n"
+        for number in numbers[1:]:
+            picture, taken = await service.made(_picture, service, snapshot, instance, number, view, media, size=len)
+            with taken:
+                yield boundary.head(media, len(picture)) + picture + b"\r\n"
+        yield boundary.tail
+
+    return StreamingResponse(parts(), headers=headers)
 
 
 async def _video(service: Service, request: Request, snapshot: Snapshot, instance: Instance, wanted: Sequence[MediaRange]) -> Response:
@@ -196,7 +212,8 @@ async def _video(service: Service, request: Request, snapshot: Snapshot, instanc
     index = await service.run(service.frame_index, snapshot, instance)
     if index.codec is not Codec.VIDEO:
         raise NoPixels(Reason.DECODE_FAILED, "the object is not the video that it says it is")
-    data = b"".join(await service.decode(frame_bytes, service, snapshot, instance, index, range(index.frames), decode=False))
+    work = partial(frame_bytes, service, snapshot, instance, index, range(index.frames), decode=False)
+    (data,), taken = await service.made(lambda: [b"".join(work())], size=lambda found: len(found[0]))
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "private"}
     unit, _, span = request.headers.get("range", "").partition("=")
     first, dash, last = span.partition("-")
@@ -205,8 +222,9 @@ async def _video(service: Service, request: Request, snapshot: Snapshot, instanc
         stop = min(len(data), int(last) + 1) if first and last else len(data)
         if start >= stop:
             return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{len(data)}"})
-        return Response(data[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}, media)
-    return Response(data, media_type=media, headers=headers)
+        more = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", "Content-Type": media}
+        return HeldResponse([data[start:stop]], taken, 206, headers | more)
+    return HeldResponse([data], taken, headers=headers | {"Content-Type": media})
 
 
 def _thumbnail(service: Service, snapshot: Snapshot, instances: Sequence[Instance]) -> bytes | None:

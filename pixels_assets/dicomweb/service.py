@@ -5,8 +5,9 @@ Holds the bounds on what runs at once. Must not know any route.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -21,6 +22,7 @@ from pixels_assets.dicomweb.caching import Cache
 from pixels_assets.dicomweb.frames import FrameIndex, header_of, index_frames
 from pixels_assets.dicomweb.index import Index, Instance, Snapshot
 from pixels_assets.dicomweb.objects import Gone, Objects
+from pixels_assets.dicomweb.sending import Room, Taken
 from pixels_assets.errors import PixelsError
 from pixels_assets.settings import MIB, Settings
 
@@ -83,6 +85,12 @@ class WebSettings:
         A client that sends or takes nothing for so long is let go.
     request_seconds : float
         A request may take so long altogether, its body included.
+    header_seconds : float
+        The head of a request has to be there so long after its first byte, or after the connection was made.
+    slowest : int
+        Bytes a second that a client has to send of its body, or to take of its answer, on the average once it was waited for `idle_seconds`.
+    answer_bytes : int
+        Bytes of answers that may wait in memory to be taken, all clients together.
     readers : int
         Requests that are served at once, besides those that may wait.
     waiting : int
@@ -102,6 +110,9 @@ class WebSettings:
     max_object: int = 2048 * MIB
     idle_seconds: float = 60.0
     request_seconds: float = 3600.0
+    header_seconds: float = 20.0
+    slowest: int = 1024
+    answer_bytes: int = 256 * MIB
     readers: int = 32
     waiting: int = 2000
     refresh_seconds: float = 5.0
@@ -130,9 +141,14 @@ class Service:
     metadata: Cache[tuple[bytes, bytes, str]] = field(default_factory=lambda: Cache(256 * MIB, lambda found: len(found[0]) + len(found[1])))
     """Metadata of series, by what they describe: JSON, the same gzipped, and a tag of its content."""
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, "pixels-serve"))
+    room: Room = field(init=False)
+    """What answers may take in memory."""
     _refreshing: "asyncio.Task[Snapshot] | None" = None
     _decoders: asyncio.Semaphore | None = None
     _waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self.room = Room(self.web.answer_bytes, self.web.idle_seconds)
 
     async def snapshot(self) -> Snapshot:
         """Give the lake as it is now, or as it was before when loading the present state takes longer than a client should wait."""
@@ -152,6 +168,23 @@ class Service:
         """Run blocking work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *arguments, **named))
 
+    async def made(self, work: Callable[..., Result], *arguments: object, size: Callable[[Result], int]) -> tuple[Result, Taken]:
+        """Run work as `decode` does, and hold room for what it gives until that is sent: nothing more is made as long as there is none.
+
+        Parameters
+        ----------
+        work : callable
+        size : callable
+            Bytes of its result.
+
+        Raises
+        ------
+        Busy, NoRoom
+        """
+        async with self._decoding():
+            result = await self.run(work, *arguments)
+            return result, await self.room.take(size(result))
+
     async def decode(self, work: Callable[..., Result], *arguments: object, **named: object) -> Result:
         """Run work that needs much memory or time in a thread, as many at once as there are cores.
 
@@ -160,6 +193,11 @@ class Service:
         Busy
             Too much is waiting already.
         """
+        async with self._decoding():
+            return await self.run(work, *arguments, **named)
+
+    @asynccontextmanager
+    async def _decoding(self) -> AsyncIterator[None]:
         if self._decoders is None:
             self._decoders = asyncio.Semaphore(max(2, self.settings.worker_count))
         if self._waiting >= self.web.waiting:
@@ -167,7 +205,7 @@ class Service:
         self._waiting += 1
         try:
             async with self._decoders:
-                return await self.run(work, *arguments, **named)
+                yield
         finally:
             self._waiting -= 1
 

@@ -26,6 +26,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone, Source
+from pixels_assets.dicomweb.sending import SLICE, HeldResponse, Taken
 from pixels_assets.dicomweb.service import PREFIX, Service, Uid, is_loopback
 from pixels_assets.dicomweb.transcoding import CannotTranscode, to_explicit_little
 
@@ -200,12 +201,13 @@ async def _send_objects(service: Service, snapshot: Snapshot, instances: list[In
     elif plan.is_stored(instances[0]):
         return await _send_stored(service, snapshot, instances[0], plan)
     else:
-        syntax, body = await _body(service, snapshot, instances[0], plan)
+        syntax, body, taken = await _body(service, snapshot, instances[0], plan)
         media = f"{DICOM}; transfer-syntax={syntax}"
         if not plan.multipart:
-            return Response(body, media_type=media)
+            return HeldResponse([body], taken, headers={"Content-Type": media})
         boundary = Boundary()
-        return Response(boundary.join([(media, body)]), headers={"Content-Type": boundary.content_type(DICOM)})
+        pieces = [boundary.head(media, len(body)), body, b"\r\n" + boundary.tail]
+        return HeldResponse(pieces, taken, headers={"Content-Type": boundary.content_type(DICOM)})
     boundary = Boundary()
 
     async def parts() -> AsyncIterator[bytes]:
@@ -215,9 +217,11 @@ async def _send_objects(service: Service, snapshot: Snapshot, instances: list[In
                 async for chunk in _chunks(service, snapshot, item):
                     yield chunk
             else:
-                syntax, body = await _body(service, snapshot, item, plan)
-                yield boundary.head(f"{DICOM}; transfer-syntax={syntax}", len(body))
-                yield body
+                syntax, body, taken = await _body(service, snapshot, item, plan)
+                with taken:
+                    yield boundary.head(f"{DICOM}; transfer-syntax={syntax}", len(body))
+                    for start in range(0, len(body), SLICE):
+                        yield body[start : start + SLICE]
             yield b"\r\n"
         yield boundary.tail
 
@@ -229,8 +233,8 @@ async def send_instance(service: Service, snapshot: Snapshot, instance: Instance
     return await _send_objects(service, snapshot, [instance], _Plan((syntax or ANY_SYNTAX,), multipart=False))
 
 
-async def _body(service: Service, snapshot: Snapshot, instance: Instance, plan: _Plan) -> tuple[str, bytes]:
-    """Transfer syntax and bytes of an object that is not wanted as it is stored."""
+async def _body(service: Service, snapshot: Snapshot, instance: Instance, plan: _Plan) -> tuple[str, bytes, Taken]:
+    """Transfer syntax, bytes and their room of an object that is not wanted as it is stored."""
 
     def work() -> tuple[str, bytes]:
         with service.objects.open(instance, snapshot.roots) as source:
@@ -242,9 +246,10 @@ async def _body(service: Service, snapshot: Snapshot, instance: Instance, plan: 
                 return instance.transfer_syntax, source.read_at(0, source.length)
 
     try:
-        return await service.decode(work)
+        (syntax, body), taken = await service.made(work, size=lambda found: len(found[1]))
     except (CannotTranscode, Gone) as error:
         raise problem(error) from error
+    return syntax, body, taken
 
 
 async def _send_stored(service: Service, snapshot: Snapshot, instance: Instance, plan: _Plan) -> Response:
@@ -273,9 +278,10 @@ async def _chunks(service: Service, snapshot: Snapshot, instance: Instance) -> A
     opened = service.objects.open(instance, snapshot.roots)
     source = await service.run(opened.__enter__)
     try:
-        pieces: Iterator[bytes] = source.chunks()
-        while piece := await service.run(next, pieces, b""):
-            yield piece
+        pieces: Iterator[bytes] = source.chunks(SLICE)
+        with await service.room.take(2 * SLICE):
+            while piece := await service.run(next, pieces, b""):
+                yield piece
     finally:
         opened.__exit__(None, None, None)
 
@@ -424,25 +430,35 @@ async def _send_frames(service: Service, request: Request, snapshot: Snapshot, i
         _check_numbers(index, numbers)
         work = partial(frame_bytes, service, snapshot, instance, index, decode=plan.decode)
         runner = service.decode if plan.decode else service.run
-        if len(numbers) == 1:
-            (body,) = await runner(work, numbers)
-            if not plan.multipart:
-                return Response(body, headers={"Content-Type": plan.content_type})
-            boundary = Boundary()
-            return Response(boundary.join([(plan.content_type, body)]), headers={"Content-Type": boundary.content_type(plan.media)})
-        boundary = Boundary()
-        first = await runner(work, numbers[:1])
+
+        async def one(number: int) -> tuple[bytes, Taken]:
+            taken = await service.room.take(index.size_of(number, decoded=plan.decode))
+            (body,) = await runner(work, [number])
+            return body, taken
+
+        body, taken = await one(numbers[0])
     except (Gone, NoPixels, NotAcceptable) as error:
         raise problem(error) from error
+    boundary = Boundary()
+    if len(numbers) == 1 and not plan.multipart:
+        return HeldResponse([body], taken, headers={"Content-Type": plan.content_type})
+    headers = {"Content-Type": boundary.content_type(plan.media)}
+    head = boundary.head(plan.content_type, len(body))
+    if len(numbers) == 1:
+        return HeldResponse([head, body, b"\r\n" + boundary.tail], taken, headers=headers)
+    taken.release()
 
     async def parts() -> AsyncIterator[bytes]:
-        yield boundary.head(plan.content_type, len(first[0])) + first[0] + b"\r\n"
-        for number in numbers[1:]:
-            (body,) = await runner(work, [number])
-            yield boundary.head(plan.content_type, len(body)) + body + b"\r\n"
+        for number in numbers:
+            body, taken = await one(number)
+            with taken:
+                yield boundary.head(plan.content_type, len(body))
+                for start in range(0, len(body), SLICE):
+                    yield body[start : start + SLICE]
+                yield b"\r\n"
         yield boundary.tail
 
-    return StreamingResponse(parts(), headers={"Content-Type": boundary.content_type(plan.media)})
+    return StreamingResponse(parts(), headers=headers)
 
 
 # Bulk data
@@ -505,13 +521,14 @@ def _bytes_at(header: Header, path: str) -> tuple[bytes | None, str]:
 async def _send_bulk(service: Service, request: Request, snapshot: Snapshot, instance: Instance, path: str) -> Response:
     try:
         _, wanted = choose(_accepted(request), [OCTETS])
-        pieces = await service.decode(_bulk, service, snapshot, instance, path)
+        pieces, taken = await service.made(_bulk, service, snapshot, instance, path, size=lambda found: sum(map(len, found)))
     except (Gone, NoPixels, NotAcceptable) as error:
         raise problem(error) from error
     if wanted.multipart or len(pieces) > 1:
         boundary = Boundary()
-        return Response(boundary.join((OCTETS, piece) for piece in pieces), headers={"Content-Type": boundary.content_type(OCTETS)})
-    return Response(b"".join(pieces), media_type=OCTETS)
+        parts = [part for piece in pieces for part in (boundary.head(OCTETS, len(piece)), piece, b"\r\n")]
+        return HeldResponse([*parts, boundary.tail], taken, headers={"Content-Type": boundary.content_type(OCTETS)})
+    return HeldResponse(pieces, taken, headers={"Content-Type": OCTETS})
 
 
 def routes(service: Service) -> APIRouter:

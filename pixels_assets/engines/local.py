@@ -234,6 +234,23 @@ def keep_workers() -> Iterator[None]:
             _spares.close()
 
 
+def start_workers(count: int, worker_bytes: int) -> None:
+    """Start processes that wait for the next engine, so that they get ready while its work is still prepared; only within `keep_workers`.
+
+    What cannot be started now, the engine tries again, and says so.
+
+    Parameters
+    ----------
+    count : int
+        As many wait then, if not more.
+    worker_bytes : int
+        Memory that each may take.
+    """
+    with suppress(WorkerError):
+        while _spares.holders and len(_spares.workers) < count:
+            _spares.workers.append(_Worker(worker_bytes))
+
+
 class LocalEngine:
     """A pool of worker processes.
 

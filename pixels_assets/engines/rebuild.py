@@ -3,6 +3,7 @@
 Holds the work of one worker process, and what hands it out. Workers must not import Delta, polars or Dagster.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -139,8 +140,9 @@ def _read_again(row: dict[str, Any], limits: Limits) -> bool:
         return False
     # An object that declares no transfer syntax may show it in its pixel data only, and so may what was odd about them.
     seen = row.get(_TRANSFER_SYNTAX)
-    row["meta"], row["file_meta"] = _with_end_of(header.meta, row["meta"]), header.file_meta
-    row.update({attribute.keyword: header.values.get(attribute.keyword) for attribute in ATTRIBUTES})
+    row["meta"], behind = _with_end_of(header.meta, row["meta"]) if len(data) < (row["length"] or 0) else (header.meta, frozenset[str]())
+    row["file_meta"] = header.file_meta
+    row.update({attribute.keyword: header.values.get(attribute.keyword) for attribute in ATTRIBUTES if f"{attribute.tag:08X}" not in behind})
     if seen is not None and _DECLARED not in (header.file_meta or ""):
         row[_TRANSFER_SYNTAX] = seen
     before = row.get("warnings") or []
@@ -148,15 +150,31 @@ def _read_again(row: dict[str, Any], limits: Limits) -> bool:
     return True
 
 
-def _with_end_of(meta: str, before: str | None) -> str:
-    """Put the pixel data element and what follows it, which no header holds, behind the elements of a header; keys are in ascending order."""
-    keys = orjson.loads(before) if before else {}
-    first = next((tag for tag in keys if tag >= _PIXELS), None)
-    if before is None or first is None or any(tag >= _PIXELS for tag in orjson.loads(meta)):
-        return meta
-    for found in re.finditer(f'"{first}":', before):
-        end = before[found.start() :]
-        with suppress(orjson.JSONDecodeError):  # of the same tag within a sequence what follows is not an object's end
-            orjson.loads("{" + end)
-            return meta[:-1] + ("," if len(meta) > 2 else "") + end
-    return meta
+def _with_end_of(meta: str, before: str | None) -> tuple[str, frozenset[str]]:
+    """Put the pixel data element and what follows it, which no header holds, among the elements of a header; give its tags, too.
+
+    What follows pixel data has higher tags, so that it is the end of the text; but padding and garbage there may read as elements of any tag.
+    """
+    known = orjson.loads(meta).keys()
+    behind = frozenset(orjson.loads(before).keys() - known) if before else frozenset[str]()
+    if not before or not behind:
+        return meta, behind
+    first = min(behind)
+    if first >= _PIXELS > max(known, default=""):
+        for found in re.finditer(f'"{first}":', before):
+            end = before[found.start() :]
+            with suppress(orjson.JSONDecodeError):  # of the same tag within a sequence what follows is not an object's end
+                orjson.loads("{" + end)
+                return meta[:-1] + ("," if len(meta) > 2 else "") + end, behind
+    members = _members(meta) | {tag: text for tag, text in _members(before).items() if tag in behind}
+    return "{" + ",".join(members[tag] for tag in sorted(members)) + "}", behind
+
+
+def _members(meta: str) -> dict[str, str]:
+    """Cut the text of a data set into those of its elements, by tag."""
+    found, position, decoder = dict[str, str](), 1, json.JSONDecoder()
+    while meta[position : position + 1] == '"':
+        end = decoder.raw_decode(meta, position + len('"7FE00010":'))[1]
+        found[meta[position + 1 : position + 9]] = meta[position:end]
+        position = end + 1
+    return found

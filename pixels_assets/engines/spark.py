@@ -35,9 +35,11 @@ from pixels_assets.engines.local import Outcome, Progress
 from pixels_assets.errors import PixelsError, UsageError, WorkerError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import SourceFile, Status, file_address
+from pixels_assets.lake import headers
 from pixels_assets.lake.commit import open_table
 from pixels_assets.lake.parts import remove_parts
-from pixels_assets.lake.schema import DICOM_METADATA, TABLES, Table
+from pixels_assets.lake.query import table_names
+from pixels_assets.lake.schema import DICOM_METADATA, TABLES
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -358,7 +360,7 @@ def read_dicom(
     folder = Path(into).absolute() if into is not None else _temporary_folder(spark)
     spec = IndexSpec(folder, "read", token_hex(8), frozenset({DICOM_METADATA.name}), settings)
     outcome = SparkEngine(spark, partitions).run(plan_shards(files), spec)
-    rows = _parquet(spark, DICOM_METADATA, folder, [part.path for part in outcome.parts.get(DICOM_METADATA.name, [])])
+    rows = _parquet(spark, DICOM_METADATA.arrow, folder / DICOM_METADATA.name, [part.path for part in outcome.parts.get(DICOM_METADATA.name, [])])
     objects = rows.filter(rows.status == Status.INDEXED.value).select(*(name for name in rows.columns if name not in _NO_PART_OF_OBJECTS))
     if pixels:
         objects = objects.withColumn("pixel_data", udf(executor.PixelData(settings.limits), BinaryType(), useArrow=False)("path"))
@@ -374,7 +376,7 @@ def spark_table(spark: SparkSession, lake: str | os.PathLike[str], name: str) ->
     spark : pyspark.sql.SparkSession
     lake : path
     name : str
-        Such as ``object_catalog``.
+        Such as ``object_catalog``, ``headers``, or the table of an extractor.
 
     Returns
     -------
@@ -388,12 +390,17 @@ def spark_table(spark: SparkSession, lake: str | os.PathLike[str], name: str) ->
     LakeError
         There is no lake, or it cannot be read.
     """
-    if name not in TABLES:
-        msg = f"there is no table {name!r}; the tables are {', '.join(TABLES)}"
-        raise UsageError(msg)
     folder = Path(lake).absolute()
-    paths = pa.table(open_table(folder, name).get_add_actions(flatten=True))["path"].to_pylist()
-    return _parquet(spark, TABLES[name], folder, paths)
+    if name not in table_names(folder):
+        msg = f"there is no table {name!r}; the tables are {', '.join(table_names(folder))}"
+        raise UsageError(msg)
+    if name == headers.NAME:
+        registry = headers.load(folder)
+        return _parquet(spark, headers.headers_dataset(folder).schema, folder / name, list(registry.files) if registry else [])
+    delta = open_table(folder, name)
+    paths = pa.table(delta.get_add_actions(flatten=True))["path"].to_pylist()
+    schema = TABLES[name].arrow if name in TABLES else pa.schema(delta.schema().to_arrow())
+    return _parquet(spark, schema, folder / name, paths)
 
 
 def _files(source: str | os.PathLike[str]) -> Iterator[SourceFile]:
@@ -411,15 +418,14 @@ def _temporary_folder(spark: SparkSession) -> Path:
     return folder
 
 
-def _parquet(spark: SparkSession, table: Table, lake: Path, paths: list[str]) -> DataFrame:
+def _parquet(spark: SparkSession, columns: pa.Schema, folder: Path, paths: list[str]) -> DataFrame:
     """Parts of a table as a frame; columns that a part of an earlier release lacks are NULL."""
-    schema = ", ".join(f"`{item.name}` {_sql_type(item.type)}" for item in table.columns)
+    schema = ", ".join(f"`{item.name}` {_sql_type(item.type)}" for item in columns)
     if not paths:
         return spark.createDataFrame([], schema)
-    root = str(lake / table.name)
     # All dates are in the Gregorian calendar; Spark cannot know that of files which others wrote.
-    reader = spark.read.schema(schema).option("basePath", root).option("datetimeRebaseMode", "CORRECTED")
-    return reader.parquet(*(_GLOB.sub(r"\\\1", f"{root}/{path}") for path in paths))
+    reader = spark.read.schema(schema).option("basePath", str(folder)).option("datetimeRebaseMode", "CORRECTED")
+    return reader.parquet(*(_GLOB.sub(r"\\\1", f"{folder}/{path}") for path in paths))
 
 
 def _sql_type(kind: Any) -> str:

@@ -32,6 +32,7 @@ from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, open_table, t
 from pixels_assets.lake.findings import FROM_OBJECTS, FROM_SERIES, disagreements, object_findings, series_findings, subjects
 from pixels_assets.lake.keyed import Replaced, StoredFile, find_rows, replace_rows, scan_files, stored_files
 from pixels_assets.lake.schema import (
+    DICOM_METADATA,
     FINDINGS,
     INSTANCES,
     OBJECT_CATALOG,
@@ -46,7 +47,7 @@ from pixels_assets.lake.schema import (
     level_attributes,
 )
 
-RULES = 1
+RULES = 2
 """Counts up when a rule changes: tables made by other rules are then made anew."""
 
 _UIDS_AT_ONCE = 50_000
@@ -130,7 +131,7 @@ def update_rollups(lake: Path, *, run_id: str, rebuild: bool = False) -> Updated
         A table cannot be read or written.
     """
     started = time.monotonic()
-    create_tables(lake, [OBJECT_CATALOG, THUMBNAILS, *ROLLUPS.values()])
+    create_tables(lake, [DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, *ROLLUPS.values()])
     with table_lock(lake, "rollups", LOCK_SECONDS):
         catalog = open_table(lake, OBJECT_CATALOG.name)
         reflected = _reflected(lake, catalog)
@@ -260,17 +261,41 @@ class _Update:
             found = _indexed(find_rows(OBJECT_CATALOG, self._files, "SOPInstanceUID", some)).select(_FROM_CATALOG).collect()
             current, conflicts = _versions(found)
             if not conflicts.is_empty():
-                self._conflicts.append(conflicts)
+                self._conflicts.append(self._told_apart(conflicts))
             if not current.is_empty():
                 yield _sorted(current.join(self._mimes(current), on=["path", PARTITION], how="left"))
 
     def _mimes(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Media types of thumbnails, by path and batch."""
-        batches = tuple(f"{PARTITION}={batch}/" for batch in rows[PARTITION].unique())
-        files = stored_files(self._lake, THUMBNAILS, open_table(self._lake, THUMBNAILS.name), "path")
-        some = [file for file in files if file.name.startswith(batches)]
-        found = find_rows(THUMBNAILS, some, "path", rows["path"].sort().to_list()).filter(pl.col("status") == "ok")
+        found = self._beside(THUMBNAILS, rows).filter(pl.col("status") == "ok")
         return found.select("path", PARTITION, "mime").unique(["path", PARTITION]).collect()
+
+    def _told_apart(self, conflicts: pl.DataFrame) -> pl.DataFrame:
+        """Say in what the versions of an instance differ from the current one."""
+        uid, header = "SOPInstanceUID", pl.col("header")
+        contents = pl.when(header.is_not_null()).then(header.hash()).alias("header"), pl.col("meta").hash()
+        said = self._beside(DICOM_METADATA, conflicts).select("path", PARTITION, *contents).unique(["path", PARTITION]).collect()
+        rows = conflicts.join(said, on=["path", PARTITION], how="left", maintain_order="left")
+        current = rows.filter("is_current").unique(uid).select(uid, "header", "meta")
+        rows = rows.join(current, on=uid, how="left", suffix=" of current", maintain_order="left")
+        differs = (
+            pl.when("is_current")
+            .then(None)
+            .when(pl.col("meta") != pl.col("meta of current"))
+            .then(pl.lit("metadata"))
+            .when(header != pl.col("header of current"))
+            .then(pl.lit("encoding"))
+            .when(header == pl.col("header of current"))
+            .then(pl.lit("pixels"))
+        )
+        return rows.with_columns(differs=differs).select(UID_CONFLICTS.column_names)
+
+    def _beside(self, table: Table, rows: pl.DataFrame) -> pl.LazyFrame:
+        """Rows that a table of batches has of the same objects."""
+        batches = tuple(f"{PARTITION}={batch}/" for batch in rows[PARTITION].unique())
+        files = stored_files(self._lake, table, open_table(self._lake, table.name), "path")
+        some = [file for file in files if file.name.startswith(batches)]
+        return find_rows(table, some, "path", rows["path"].sort().to_list())
 
     def _groups(self, level: str, table: Table, groups: pl.DataFrame | None) -> Iterator[pl.DataFrame]:
         """Rows of one level."""
@@ -344,7 +369,7 @@ def _versions(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     several = versions.filter(pl.col("versions") > 1)
     is_current = pl.col("content_hash").eq_missing(pl.col("chosen"))
     conflicts = ordered.join(several, on=uid, how="semi").join(current.select(uid, chosen="content_hash"), on=uid, how="left")
-    return current, conflicts.with_columns(is_current=is_current).select(UID_CONFLICTS.column_names)
+    return current, conflicts.with_columns(is_current=is_current).select(name for name in UID_CONFLICTS.column_names if name != "differs")
 
 
 def _of_groups(source: Table, files: Sequence[StoredFile], table: Table, keys: pl.DataFrame) -> pl.LazyFrame:

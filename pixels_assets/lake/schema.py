@@ -522,6 +522,12 @@ UID_CONFLICTS = Table(
         _PATH,
         _HASH,
         Column("is_current", pa.bool_(), "This content is the one in instances.", nullable=False),
+        Column(
+            "differs",
+            pa.string(),
+            "In what it differs from that one: metadata (meta is another), encoding (meta is the same, other bytes of the header are not: transfer"
+            " syntax, preamble, long binary values), pixels (only what follows the header). NULL for the current content, and without a kept header.",
+        ),
         _LENGTH,
         _MODIFIED,
         *(typed_column(item) for item in ATTRIBUTES if item.keyword in {"StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"}),

@@ -21,6 +21,7 @@ from pydicom.encaps import encapsulate
 
 from pixels_assets.cli import main
 from pixels_assets.dicomweb.app import create_app
+from pixels_assets.dicomweb.connections import watched
 from pixels_assets.dicomweb.service import WebSettings
 from pixels_assets.settings import Settings
 
@@ -106,10 +107,12 @@ def place(tmp_path_factory):
 class Running:
     """A server in a thread."""
 
-    def __init__(self, lake, ingest=None, **web):
+    def __init__(self, lake, ingest=None, prepare=None, **web):
         self.port = free_port()
-        self.app = create_app(Settings.from_environment(lake=lake), WebSettings(port=self.port, **web), ingest)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, port=self.port, log_level="warning", access_log=False, lifespan="on"))
+        self.app = create_app(Settings.from_environment(lake=lake), WebSettings(port=self.port, **web), ingest, prepare)
+        config = uvicorn.Config(self.app, port=self.port, log_level="warning", access_log=False, lifespan="on")
+        watched(config, WebSettings(**web).header_seconds)
+        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.url = f"http://127.0.0.1:{self.port}"
         self.dicomweb = f"{self.url}/dicom-web"

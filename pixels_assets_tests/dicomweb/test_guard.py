@@ -134,14 +134,60 @@ def test_a_body_that_is_declared_too_large_is_refused_before_it_comes(server):
     assert b" 413 " in talk(server, head)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(place):
+@pytest.fixture(scope="module")
+def hurried(place):
     def never(folder):
         raise AssertionError
 
-    with Running(place / "lake", never, idle_seconds=0.3, exports=place / "never") as slow:
-        head = b'POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/related; type="application/dicom"; boundary=a\r\n'
-        assert b" 408 " in talk(slow, head + b"Content-Length: 1000\r\n\r\n--a\r\n")
-        assert not list((place / "never.incoming").iterdir())
+    with Running(place / "lake", never, idle_seconds=0.3, header_seconds=0.3, exports=place / "never") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: b"],
+)
+def test_a_head_that_does_not_come_is_not_waited_for(hurried, begun):
+    assert b" 408 " in talk(hurried, begun)
+
+
+def drip(server, head, byte, first=b""):
+    """Send a head and then a byte at a time until there is an answer; on a connection on which a first request was answered already."""
+    with socket.create_connection(("127.0.0.1", server.port), 20) as line:
+        if first:
+            line.sendall(first)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += line.recv(65536)
+        line.sendall(head)
+        line.settimeout(0.05)
+        while True:
+            line.sendall(byte)
+            try:
+                return line.recv(65536)
+            except TimeoutError:
+                continue
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(hurried):
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    assert b" 408 " in drip(hurried, head + b"X: ", b"y")
+    assert b" 408 " in drip(hurried, head + b"X: ", b"y", first=head + b"\r\n")
+
+
+def test_a_head_without_end_is_refused(hurried):
+    assert b" 431 " in talk(hurried, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 66_000)
+
+
+def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for(hurried):
+    head = b'POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/related; type="application/dicom"; boundary=a\r\n'
+    assert b" 408 " in drip(hurried, head + b"Content-Length: 1000000\r\n\r\n", b"-")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(hurried, place):
+    head = b'POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/related; type="application/dicom"; boundary=a\r\n'
+    assert b" 408 " in talk(hurried, head + b"Content-Length: 1000\r\n\r\n--a\r\n")
+    assert not list((place / "never.incoming").iterdir())
 
 
 def test_a_thousand_frames_at_once_are_all_answered(server):

@@ -2,12 +2,13 @@
 
 import io
 import threading
-from dataclasses import replace
+from functools import partial
 
 import pydicom
 import pytest
 
-from pixels_assets.runs import ingest
+from pixels_assets.engines.local import keep_workers
+from pixels_assets.runs import ingest, prepare
 from pixels_assets.settings import Settings
 from pixels_assets_tests.dicomweb.conftest import Running, changed, data_of
 from pixels_assets_tests.dicomweb.conftest import ingest as bring_in
@@ -33,13 +34,13 @@ def writable(tmp_path_factory):
         patch.setenv("DAGSTER_HOME", str(folder / "home"))
         patch.setenv("PIXELS_QUIET_SECONDS", "0")
         bring_in(folder / "source", folder / "lake", folder / "home")
-        settings = Settings.from_environment(lake=folder / "lake", workers=1)
+        settings = Settings.from_environment(lake=folder / "lake", workers=1, quiet_seconds=0.0, accept_empty=True)
 
         def catalogue(exports):
-            assert not ingest(replace(settings, quiet_seconds=0.0, accept_empty=True), [exports]).failed
+            assert not ingest(settings, [exports]).failed
 
         web = {"exports": folder / "exports", "allow_delete": True, "max_object": 1 << 20, "max_body": 1 << 22}
-        with Running(folder / "lake", catalogue, **web) as running:
+        with keep_workers(), Running(folder / "lake", catalogue, partial(prepare, settings), **web) as running:
             running.folder = folder
             yield running
 

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydicom.data import get_testdata_file
 
+from pixels_assets.engines import local
 from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
-from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task, keep_workers
+from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task, keep_workers, start_workers
 from pixels_assets.engines.worker import RESTING, State
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
@@ -476,6 +477,17 @@ def test_processes_wait_for_the_next_engine_while_they_are_kept_and_end_with_the
         assert used[0] == used[1] != used[2]  # a process that was limited to other memory is not used
         assert all(Path(f"/proc/{pid}").exists() for pid in used[0] + used[2])
     assert not any(Path(f"/proc/{pid}").exists() for pid in used[0] + used[2])
+
+
+def test_processes_that_were_started_early_are_the_ones_that_read(tmp_path):
+    start_workers(1, 512 * MIB)  # nobody would end it
+    with keep_workers():
+        start_workers(1, 512 * MIB)
+        (early,) = local._spares.workers
+        with LocalEngine(1) as engine:
+            engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path / "lake", worker_bytes=512 * MIB))
+            assert engine._pool == [early]
+    assert early.process.poll() is not None
 
 
 def test_a_process_that_died_while_it_was_kept_is_replaced(tmp_path):

@@ -46,6 +46,7 @@ def catalog(place):
     with zipfile.ZipFile(source / "a.zip", "w") as archive:
         archive.write(source / "CT_small.dcm", "inner")
     (source / "text").write_bytes(b"hello")
+    (source / "padded").write_bytes((source / "CT_small.dcm").read_bytes() + bytes(8) + b"\x10\x00\x00\x40LT\x04\x00MINE")
     made = Catalog(place / "lake", quiet_seconds=0.0, workers=1, batch_files=4)
     made.ingest(source)
     source.rename(place / "hidden")
@@ -88,15 +89,31 @@ def test_a_batch_that_there_is_not_is_named(catalog) -> None:
 
 
 @pytest.mark.parametrize(
-    ("meta", "before", "found"),
+    ("meta", "before", "found", "behind"),
     [
-        ('{"00080060":1}', None, '{"00080060":1}'),
-        ('{"00080060":1}', '{"00080060":2}', '{"00080060":1}'),
-        ('{"00080060":1}', '{"00080060":2,"7FE00010":{"vr":"OW"},"FFFCFFFC":3}', '{"00080060":1,"7FE00010":{"vr":"OW"},"FFFCFFFC":3}'),
-        ('{"0":1}', '{"00880200":{"Value":[{"7FE00010":5}]},"7FE00010":6}', '{"0":1,"7FE00010":6}'),
-        ("{}", '{"7FE00010":6}', '{"7FE00010":6}'),
-        ('{"7FE00010":1}', '{"7FE00010":6}', '{"7FE00010":1}'),
+        ('{"00080060":{}}', None, '{"00080060":{}}', []),
+        ('{"00080060":{}}', '{"00080060":{"a":2}}', '{"00080060":{}}', []),
+        (
+            '{"00080060":{}}',
+            '{"00080060":{"a":2},"7FE00010":{"vr":"OW"},"FFFCFFFC":{"a":1e-05}}',
+            '{"00080060":{},"7FE00010":{"vr":"OW"},"FFFCFFFC":{"a":1e-05}}',
+            ["7FE00010", "FFFCFFFC"],
+        ),
+        (
+            '{"00880200":{"Value":[]}}',
+            '{"00880200":{"Value":[{"7FE00010":5}]},"7FE00010":{}}',
+            '{"00880200":{"Value":[]},"7FE00010":{}}',
+            ["7FE00010"],
+        ),
+        ("{}", '{"7FE00010":{}}', '{"7FE00010":{}}', ["7FE00010"]),
+        ('{"7FE00010":{"a":1}}', '{"7FE00010":{"a":6}}', '{"7FE00010":{"a":1}}', []),
+        (
+            '{"00080060":{"a":1e-05},"00100010":{}}',
+            '{"00000000":{"vr":"UL"},"00080060":{},"00080070":{"b":"]}\\""},"00100010":{},"7FE00010":{}}',
+            '{"00000000":{"vr":"UL"},"00080060":{"a":1e-05},"00080070":{"b":"]}\\""},"00100010":{},"7FE00010":{}}',
+            ["00000000", "00080070", "7FE00010"],
+        ),
     ],
 )
-def test_what_follows_the_header_is_taken_from_what_was_known(meta, before, found) -> None:
-    assert _with_end_of(meta, before) == found
+def test_what_follows_the_header_is_taken_from_what_was_known(meta, before, found, behind) -> None:
+    assert _with_end_of(meta, before) == (found, frozenset(behind))

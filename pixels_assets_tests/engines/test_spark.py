@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import polars as pl
 import pyarrow as pa
 import pydicom
@@ -29,7 +30,7 @@ from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_di
 from pixels_assets.errors import LakeError, SourceMissingError, UsageError, WorkerError
 from pixels_assets.intake.objects import SourceFile, Status, file_address
 from pixels_assets.lake.commit import commit, create_tables, is_committed, open_table
-from pixels_assets.lake.headers import headers_dataset, update_headers
+from pixels_assets.lake.headers import headers_dataset, scan_headers, update_headers
 from pixels_assets.lake.parts import part_from_table
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, TABLES
 from pixels_assets.orchestration.resources import EngineResource
@@ -314,6 +315,30 @@ def test_spark_with_two_workers_gives_the_same_tables(folder, expected, cluster,
 @pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")
 def test_spark_gives_the_same_tables_of_the_corpus(cluster, session, tmp_path):
     assert ingest(CORPUS, tmp_path / "spark", **spark_settings(cluster)) == ingest(CORPUS, tmp_path / "local")
+    read_headers_everywhere(session, tmp_path / "local")
+
+
+def read_headers_everywhere(session, lake):
+    """Rows of `headers`, which every engine counts alike, whole and through a column of all parts."""
+    plain = session.read.option("mergeSchema", "true").parquet(f"{lake}/headers")
+    ours = spark_table(session, lake, "headers")
+    assert set(plain.columns) == set(ours.columns) == set(headers_dataset(lake).schema.names)
+    folder = duckdb.sql(f"from read_parquet('{lake}/headers/**/*.parquet', union_by_name = true, hive_partitioning = true)")
+    counts = {
+        "Spark": plain.count(),
+        "spark_table": ours.count(),
+        "DuckDB": folder.aggregate("count(*)").fetchone()[0],
+        "pixels sql": Catalog(lake).sql("select count(*) from headers").fetchone()[0],
+        "polars": scan_headers(lake).select(pl.len()).collect().item(),
+        "pyarrow": headers_dataset(lake).count_rows(),
+    }
+    assert len(set(counts.values())) == 1, counts
+    paths = {row.path for row in plain.select("path").collect()}
+    assert paths == {row.path for row in ours.select("path").collect()} == {path for (path,) in folder.select("path").fetchall()}
+    assert (
+        paths == set(scan_headers(lake).select("path").collect()["path"]) == set(headers_dataset(lake).to_table(columns=["path"])["path"].to_pylist())
+    )
+    return len(paths)
 
 
 @slow
@@ -474,10 +499,13 @@ def test_what_the_document_shows_runs_as_printed(folder, expected_lake, session,
     for block in blocks("python"):
         exec(compile(block, "docs/spark.md", "exec"), names)
     assert len(blocks("python")) == 4
+    (block,) = re.findall(r"^```pyspark\n(.*?)^```$", (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(compile(block.replace("var/lake", f"{tmp_path}/var/lake"), "docs/cookbook.md", "exec"), names)  # Spark's own folder is another one
     output = capsys.readouterr().out
     assert "slice_thickness" in output
     assert re.search(r"not_dicom *\| *not_dicom *\| *1\|", output)
     assert re.search(r"sum\(.*=[1-9]", output)
+    assert re.search(r"Row\(batch='.*', count=[1-9]", output)
 
 
 def test_run_config_of_the_document_is_accepted_and_reaches_the_session(tmp_path):
@@ -553,9 +581,10 @@ def test_headers_of_batches_that_know_different_attributes_are_read(session, tmp
         part = part_from_table(lake, OBJECT_CATALOG, batch, "part", pa.table(row))
         commit(lake, OBJECT_CATALOG, batch, [part], run_id="test")
         update_headers(lake)
+    assert read_headers_everywhere(session, lake) == 2
     frame = session.read.option("mergeSchema", "true").parquet(f"{lake}/headers")
     found = {row.path: row.asDict(recursive=True) for row in frame.collect()}
-    assert frame.count() == len(found) == headers_dataset(lake).count_rows() == 2
+    assert {row.path: row.asDict(recursive=True) for row in spark_table(session, lake, "headers").collect()} == found
     assert {path: row["batch"] for path, row in found.items()} == {"b1": "b1", "b2": "b2"}
     assert (found["b1"]["SeriesDate"], found["b2"]["SeriesDate"]) == ("20240105", "none")
     assert (found["b1"]["PixelSpacing"], found["b2"]["PixelSpacing"]) == (None, [0.5, 0.5])

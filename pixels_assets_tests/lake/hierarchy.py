@@ -33,6 +33,8 @@ class Object:
     modified: dt.datetime | None
     has_thumbnail: bool
     dataset: pydicom.Dataset
+    header: bytes | None
+    meta: str
 
 
 def text(dataset: pydicom.Dataset, keyword: str) -> str | None:
@@ -82,8 +84,12 @@ def expected(objects: Iterable[Object]) -> dict[str, dict[Any, dict[str, Any]]]:
             "StudyInstanceUID": text(chosen.dataset, "StudyInstanceUID"),
         }
     conflicts = {
-        (uid, item.path): {"content_hash": item.content_hash, "is_current": item.content_hash in {one.content_hash for one in current}}
-        for uid, items in claims.items()
+        (uid, item.path): {
+            "content_hash": item.content_hash,
+            "is_current": item.content_hash == chosen.content_hash,
+            "differs": difference(item, chosen),
+        }
+        for (uid, items), chosen in zip(claims.items(), current, strict=True)
         for item in items
         if instances[uid]["versions"] > 1
     }
@@ -97,6 +103,15 @@ def expected(objects: Iterable[Object]) -> dict[str, dict[Any, dict[str, Any]]]:
             groups["series"][study, series].append(item)
     rows = {name: {key: group(name, members) for key, members in found.items()} for name, found in groups.items()}
     return rows | {"instances": instances, "uid_conflicts": conflicts}
+
+
+def difference(one: Object, current: Object) -> str | None:
+    """In what a version of an object differs from the current one."""
+    if one.content_hash == current.content_hash:
+        return None
+    if json.loads(one.meta) != json.loads(current.meta):
+        return "metadata"
+    return None if one.header is None or current.header is None else "pixels" if one.header == current.header else "encoding"
 
 
 def group(name: str, members: list[Object]) -> dict[str, Any]:
@@ -185,6 +200,8 @@ def catalogued(lake: Path) -> list[Object]:
             row["modificationTime"],
             row["has_thumbnail"],
             read(row["header"], row["meta"]),
+            row["header"],
+            row["meta"],
         )
         for row in joined.iter_rows(named=True)
     ]

@@ -153,6 +153,21 @@ def test_two_contents_of_one_uid_are_versions_and_copies_are_duplicates(house) -
     check(house)
 
 
+def test_what_differs_between_versions_is_told(house) -> None:
+    made = dicom(pixels=True, SOPInstanceUID="1.1", StudyInstanceUID="1.2", SeriesInstanceUID="1.3")
+    for name, data in {
+        "d.dcm": dicom(pixels=True, SOPInstanceUID="1.1", StudyInstanceUID="1.2", SeriesInstanceUID="1.3", PatientID="x"),
+        "c.dcm": b"preamble" + made[8:],
+        "b.dcm": made[:-1] + b"!",
+        "a.dcm": made,
+    }.items():
+        house.write(name, data)
+    follow(house)
+    conflicts = scan(house.lake, "uid_conflicts").sort("path").collect()
+    assert conflicts["differs"].to_list() == [None, "pixels", "encoding", "metadata"]
+    check(house)
+
+
 def test_only_files_that_hold_a_changed_key_are_written_again(house) -> None:
     for patient in range(3):
         for number in range(2):

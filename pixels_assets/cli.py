@@ -1,6 +1,7 @@
 """The `pixels` command. Thin: parses arguments, calls the layers below, prints. Imports them only when a command needs them."""
 
 import argparse
+import gc
 import logging
 import os
 import shutil
@@ -65,6 +66,20 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
     return int(options.command(options, settings))
+
+
+@contextmanager
+def _long_import() -> Iterator[None]:
+    """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later."""
+    if "pixels_assets.runs" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 @contextmanager
@@ -179,7 +194,8 @@ def _ingest(options: argparse.Namespace, settings: Settings) -> int:
 
     for source in options.sources:
         Listing(source)
-    from pixels_assets.runs import ingest
+    with _long_import():
+        from pixels_assets.runs import ingest
 
     _be_heard(settings)
     ran = ingest(settings, options.sources, mode=options.mode, say=_say)
@@ -199,7 +215,8 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     if not before:
         print("nothing in quarantine to try again")
         return 0
-    from pixels_assets.runs import retry
+    with _long_import():
+        from pixels_assets.runs import retry
 
     _be_heard(settings)
     ran = retry(settings, options.status, say=_say)
@@ -237,7 +254,8 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _extract(options: argparse.Namespace, settings: Settings) -> int:
-    from pixels_assets.runs import extract
+    with _long_import():
+        from pixels_assets.runs import extract
 
     _be_heard(settings)
     ran = extract(settings, options.extractors, say=_say)
@@ -276,7 +294,8 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _rebuild(options: argparse.Namespace, settings: Settings) -> int:
-    from pixels_assets.runs import rebuild
+    with _long_import():
+        from pixels_assets.runs import rebuild
 
     _be_heard(settings)
     done = rebuild(settings, options.batch, say=_say)
@@ -443,7 +462,8 @@ def _print_status(settings: Settings) -> None:
         for name, code, count, due in found.quarantine:
             print(f"  {name:<16}{count:>10}  {code}" + (f", {due} due for another attempt" if due else ""))
     print(f"batches: {len(found.batches)} sealed, {len(found.pending)} not finished")
-    print("tables: " + ", ".join(f"{name} v{version} ({found.rows[name]} rows)" for name, version in found.versions.items()))
+    versions = {name: f" v{version}" for name, version in found.versions.items()}
+    print("tables: " + ", ".join(f"{name}{versions.get(name, '')} ({rows} rows)" for name, rows in found.rows.items()))
 
 
 def _print_next(settings: Settings) -> None:

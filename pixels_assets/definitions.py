@@ -57,7 +57,7 @@ def build_definitions(overrides: Mapping[str, object] | None = None) -> dg.Defin
         asset_checks=CHECKS,
         jobs=JOBS,
         schedules=schedules(watching=bool(settings.sources)),
-        sensors=sensors(watching=bool(settings.sources), seconds=settings.watch_seconds),
+        sensors=sensors(settings),
         resources=defaults | resources,
         executor=in_process_by_default,
     )

@@ -18,16 +18,13 @@ from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
-from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
-from pixels_assets.lake.headers import headers_are_behind
 from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches
-from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
-from pixels_assets.orchestration.jobs import is_overwrite, look
+from pixels_assets.orchestration.jobs import is_behind, is_overwrite, look
 from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
@@ -256,7 +253,7 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
     PixelsError
         It failed; the next call makes up for it.
     """
-    if not (are_behind(settings.lake) or links_are_behind(settings.lake) or _headers_are_behind(settings)):
+    if not is_behind(settings):
         return
     started = time.monotonic()
     config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
@@ -265,12 +262,6 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
         msg = f"patients, studies, series, instances and headers are not up to date: {_reason(result)}; run the same command again"
         raise PixelsError(msg)
     say(f"patients, studies, series, instances and headers brought up to date in {time.monotonic() - started:.1f} s")
-
-
-def _headers_are_behind(settings: Settings) -> bool:
-    if not settings.headers:
-        return False
-    return headers_are_behind(settings.lake, partition=settings.headers_partition, missing_date=settings.headers_missing_date)
 
 
 def prepare(settings: Settings) -> None:

@@ -11,6 +11,7 @@ parts count. A part has the columns that were known when it was written; readers
 import base64
 import binascii
 import datetime as dt
+import gc
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ _KINDS = {
 }
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _PERSON = pa.struct([(group, pa.string()) for group in _GROUPS])
+_ODD = frozenset("13579BDFbdf")
 _BINARY = pa.struct([("InlineBinary", pa.binary()), ("BulkDataURI", pa.string())])
 _OTHERS = pa.list_(pa.struct([("tag", pa.string()), ("creator", pa.string()), ("vr", pa.string()), ("value", pa.string())]))
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "date": pa.date32(), "person": _PERSON, "binary": _BINARY}
@@ -335,12 +337,14 @@ def to_row(data: dict[str, Any], record: Record) -> dict[str, Any]:
     """
     row: dict[str, Any] = {}
     others: list[dict[str, Any]] = []
+    creators: dict[str, str | None] = {}
+    fields = record.fields
     for tag, element in data.items():
-        item = record.fields.get(tag)
-        if item is None:
+        item = fields.get(tag)
+        if item is None and tag[3] not in _ODD:
             item = _new_field(tag, record)
         if item is None or not _fits(item, element):
-            others.append(_other(tag, element, data))
+            others.append(_other(tag, element, data, creators))
             continue
         if item.record is not None:
             row[item.name] = [to_row(value, item.record) if value else {} for value in element.get("Value", ())]
@@ -400,13 +404,16 @@ def _fits(item: Field, element: dict[str, Any]) -> bool:
     return not any(isinstance(value, dict) for value in values)
 
 
-def _other(tag: str, element: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _other(tag: str, element: dict[str, Any], data: dict[str, Any], creators: dict[str, str | None]) -> dict[str, Any]:
+    """Make an entry of what has no field. `creators` remembers those of this data set by their blocks: most of it are private elements."""
     creator = None
-    if int(tag[:4], 16) & 1 and tag[4:6] != "00":
-        creator = next((str(value) for value in data.get(f"{tag[:4]}00{tag[4:6]}", {}).get("Value", ())), None)
-    value = element.get("InlineBinary") or element.get("BulkDataURI")
-    if value is None and "Value" in element:
-        value = _json(element["Value"])
+    if tag[3] in _ODD and not tag.startswith("00", 4):
+        block = tag[:6]
+        if block not in creators:
+            creators[block] = next((str(value) for value in data.get(f"{tag[:4]}00{tag[4:6]}", {}).get("Value", ())), None)
+        creator = creators[block]
+    values = element.get("Value")
+    value = _json(values) if values is not None else element.get("InlineBinary") or element.get("BulkDataURI")
     return {"tag": tag, "creator": creator, "vr": element.get("vr"), "value": value}
 
 
@@ -567,12 +574,13 @@ class _Writer:
         return sum(self._new.values()), sum(name not in self._new for name in self._rewritten)
 
     def _write_chunk(self, chunk: list[tuple[dict[str, Any], memoryview]]) -> None:
-        while True:
-            try:
-                rows = [to_row(_parsed(meta), self._registry.root) | keys for keys, meta in chunk]
-                break
-            except MisfitError as misfit:
-                self._widen(misfit)
+        with _uncollected():
+            while True:
+                try:
+                    rows = [to_row(_parsed(meta), self._registry.root) | keys for keys, meta in chunk]
+                    break
+                except MisfitError as misfit:
+                    self._widen(misfit)
         groups = self._grouped(rows)
         rows.clear()  # one object alone may be large: what is done with is let go
         chunk.clear()
@@ -635,6 +643,18 @@ class _Writer:
             self._rewritten[name] = self._write_part(place, pa.table(arrays, schema=wanted))
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of cycles from looking at all rows again and again while they are made: JSON has none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _widened(item: pa.Field, kind: pa.DataType) -> pa.Field:
     """Give a field the types that are wanted now, without the fields that it does not have."""
     return pa.field(item.name, _only(item.type, kind), item.nullable)
@@ -654,7 +674,7 @@ def _one(values: pa.ChunkedArray) -> pa.Array:
 
 def _column(rows: list[dict[str, Any]], item: pa.Field) -> pa.Array:
     values = [row.get(item.name) for row in rows]
-    if not any(value is not None for value in values):
+    if values.count(None) == len(values):
         return pa.nulls(len(values), item.type)
     return pa.array(values, item.type)
 

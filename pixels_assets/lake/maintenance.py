@@ -5,7 +5,8 @@ Runs may write at the same time; what they commit is never lost, and what they r
 
 The rules
 ---------
-* Files of one batch that are much smaller than they could be become one. They are written beside the old ones, which leave in one transaction.
+* Files of one batch that are much smaller than they could be become one. It is written beside the old ones, which leave in one transaction.
+* Tables without partitions are left alone: who replaces rows in them merges their small files (`pixels_assets.lake.keyed`).
 * A file that left a table stays on disk for the retention time, for readers that opened an earlier version. So does one that no version names: it
   may belong to a run that has not committed yet.
 * Of the checkpoints the newest stay, and one for each thousand versions: opening an old version then reads some entries more. Entries of the log
@@ -218,7 +219,7 @@ def _write_checkpoint(lake: Path, table: Table, *, dry_run: bool) -> bool:
 def _vacuum(lake: Path, table: Table, retention: timedelta, *, dry_run: bool) -> int:
     """Remove files that left the table long ago, those that never were in it, and what killed writers left unfinished.
 
-    Not delta-rs's vacuum: in its full mode it removes files that no version names however young they are, which a run may be about to commit.
+    Not delta-rs's vacuum: it adds versions to the log, which those who follow the table would take for a change, and leaves some unfinished files.
     """
     folder, before = lake / table.name, time.time() - retention.total_seconds()
     with _errors("vacuum", lake, table):

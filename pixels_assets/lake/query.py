@@ -30,7 +30,7 @@ class LakeStatus:
     versions : dict of str to int
         Delta version by table.
     rows : dict of str to int
-        Rows by table.
+        Rows by table; `headers`, which has no versions, comes last when it was made.
     statuses : dict of str to int
         Objects of `object_catalog` by status.
     batches, pending : list of str
@@ -142,10 +142,12 @@ def status(lake: Path) -> LakeStatus:
     quarantine = (
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )
+    nested = headers.load(lake)
     present = [name for name in TABLES if DeltaTable.is_deltatable(str(lake / name))]  # a lake may be older than a table
     return LakeStatus(
         versions={name: open_table(lake, name).version() for name in present},
-        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in present},
+        rows={name: scan(lake, name).select(pl.len()).collect().item() for name in present}
+        | ({headers.NAME: sum(nested.files.values())} if nested else {}),
         statuses=dict(statuses.iter_rows()),
         batches=manifests(lake).keys(),
         pending=pending_batches(lake),

@@ -11,9 +11,12 @@ from pixels_assets.engines.run import rebuild_batch
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address
+from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.changes import Discovery, Position, discover
+from pixels_assets.lake.headers import headers_are_behind
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists, finished_batches
+from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import BATCH_TABLES, LINKED, ROLLUPS
 from pixels_assets.orchestration.assets.extract import EXTENSIONS
 from pixels_assets.orchestration.assets.headers import HEADERS_KEY
@@ -21,7 +24,7 @@ from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, in_words
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import EngineResource, LakeResource, SourcesResource
-from pixels_assets.settings import home
+from pixels_assets.settings import Settings, home
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +160,17 @@ def look(
     found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, patient=patient, exclude=exclude)
     register(instance, found.batches)
     return found
+
+
+def is_behind(settings: Settings) -> bool:
+    """Whether something that follows `object_catalog` does not reflect it as it is."""
+    return are_behind(settings.lake) or links_are_behind(settings.lake) or are_headers_behind(settings)
+
+
+def are_headers_behind(settings: Settings) -> bool:
+    """Whether `headers` are to be made and are not what the catalog and the settings say."""
+    layout = {"partition": settings.headers_partition, "missing_date": settings.headers_missing_date}
+    return settings.headers and headers_are_behind(settings.lake, **layout)
 
 
 def is_overwrite(mode: str) -> bool:

@@ -5,7 +5,7 @@ The cursor is only a place to go on from: what is known is in the lake, so a los
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import dagster as dg
@@ -15,9 +15,10 @@ from pixels_assets.lake.annotations import links_are_behind
 from pixels_assets.lake.changes import Discovery, Position, manifests
 from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.lake.rollups import are_behind, catalog_state
-from pixels_assets.orchestration.jobs import ingest_batch, look, update_rollups
+from pixels_assets.orchestration.jobs import ingest_batch, is_behind, look, update_rollups
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import LakeResource, SourcesResource
+from pixels_assets.settings import Settings
 
 REQUESTS_PER_TICK = 20
 RUNS_PER_BATCH = 3
@@ -64,17 +65,15 @@ def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRe
     return dg.RunRequest(run_key=key, partition_key=batch, tags={_LAKE_TAG: str(lake.path)})
 
 
-def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
-    """Make the sensors.
+def sensors(settings: Settings) -> list[dg.SensorDefinition]:
+    """Make the sensors. Those that look at sources run by themselves when there are any, the one that follows the catalog always.
 
     Parameters
     ----------
-    watching : bool
-        Whether those that look at sources run without being switched on in the UI; the one that follows the catalog always does.
-    seconds : int
-        Time between two looks at the sources.
+    settings : Settings
+        Whether there are sources, how often to look at them, and how `headers` are written. The lake is that of the resource.
     """
-    status = dg.DefaultSensorStatus.RUNNING if watching else dg.DefaultSensorStatus.STOPPED
+    status, seconds = dg.DefaultSensorStatus.RUNNING if settings.sources else dg.DefaultSensorStatus.STOPPED, settings.watch_seconds
 
     @dg.sensor(
         name="arrivals",
@@ -120,15 +119,18 @@ def sensors(*, watching: bool, seconds: int) -> list[dg.SensorDefinition]:
         job=update_rollups,
         minimum_interval_seconds=seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="When object_catalog has changed, patients, studies, series and instances follow; one run for all batches that ran since.",
+        description="When object_catalog has changed, the hierarchy, headers and all else that is made of it follow; one run for many batches.",
     )
     def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
         if not exists(lake.path):
             return dg.SkipReason("there is no lake yet")
         try:
             state = catalog_state(lake.path)
-            if not (are_behind(lake.path) or links_are_behind(lake.path)):
+            here = replace(settings, lake=lake.path)
+            if not is_behind(here):
                 return dg.SkipReason("the rollups are up to date")
+            if not (are_behind(lake.path) or links_are_behind(lake.path)):
+                state += f":headers by {settings.headers_partition} {settings.headers_missing_date}".rstrip()
         except PixelsError as error:
             return dg.SkipReason(str(error))
         going = dg.RunsFilter(job_name=update_rollups.name, tags={_LAKE_TAG: str(lake.path)}, statuses=_GOING)

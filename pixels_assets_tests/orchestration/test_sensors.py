@@ -8,9 +8,11 @@ import pytest
 
 from pixels_assets.lake.changes import Position, discover, known_files, manifests
 from pixels_assets.lake.commit import table_lock
+from pixels_assets.lake.headers import headers_dataset
 from pixels_assets.lake.query import pending_batches
 from pixels_assets.orchestration.resources import SourcesResource
 from pixels_assets.orchestration.sensors import REQUESTS_PER_TICK, RUNS_PER_BATCH, Cursor, run_request, sensors
+from pixels_assets.settings import Settings
 
 
 class Daemon:
@@ -18,7 +20,7 @@ class Daemon:
 
     def __init__(self, place, name="arrivals", **values) -> None:
         self.place, self.cursor, self.keys = place, None, set()
-        self.sensor = next(sensor for sensor in sensors(watching=True, seconds=30) if sensor.name == name)
+        self.sensor = next(sensor for sensor in sensors(Settings()) if sensor.name == name)
         lake, sources = place.resources(**values)
         self.resources = {"lake": lake} | ({"sources": sources} if name == "arrivals" else {})
 
@@ -296,6 +298,21 @@ def test_the_hierarchy_follows_however_many_batches_changed_the_catalog(place) -
     assert {table: len(place.rows(table)) for table in ("patients", "studies", "series", "instances")} == dict.fromkeys(
         ("patients", "studies", "series", "instances"), 2
     )
+
+
+def test_headers_alone_are_made_up_for_once(place) -> None:
+    daemon = Daemon(place, "catalog_changed")
+    place.write("CT_small.dcm")
+    place.run(*place.seal())
+    job = place.definitions().resolve_job_def("update_rollups")
+    assert job.execute_in_process(instance=place.instance, tags=daemon.tick()[0][0].tags).success
+    assert daemon.tick() == ([], "the rollups are up to date")
+    shutil.rmtree(place.lake / "headers")
+    (request,), _ = daemon.tick()
+    assert daemon.tick() == ([], None)
+    assert job.execute_in_process(instance=place.instance, tags=request.tags).success
+    assert headers_dataset(place.lake).count_rows() == 1
+    assert daemon.tick() == ([], "the rollups are up to date")
 
 
 def test_the_sensor_that_follows_the_catalog_always_runs(place) -> None:

@@ -65,6 +65,12 @@ $(VENV)/.installed: $(VENV)/.folder $(NEEDS)
 	@$(COMPILE)
 	@touch $@
 
+# Clients of others, which tests run; they skip without them.
+var/clients/.installed: pixels_assets_tests/dicomweb/node/package-lock.json
+	@mkdir -p var/clients && cp pixels_assets_tests/dicomweb/node/package.json pixels_assets_tests/dicomweb/node/package-lock.json var/clients/
+	@cd var/clients && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
 # The prebuilt viewer, by the lock's checksum. Its source maps and the models' runtime are not used, and larger than all the rest.
 var/viewer/.installed: pixels_assets/dicomweb/viewer/package-lock.json
 	@if ! command -v npm >/dev/null; then \

@@ -33,7 +33,14 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 """Told the number of objects touched so far."""
 
-_START = "import sys; from pixels_assets.engines.worker import main; main(*map(int, sys.argv[1:]))"
+# pydicom loads two libraries for downloads of test files, which is a sixth of the start of a process; extractors may import them later.
+_START = """
+import sys
+sys.modules["requests"] = sys.modules["tqdm"] = None
+from pixels_assets.engines.worker import main
+del sys.modules["requests"], sys.modules["tqdm"]
+main(*map(int, sys.argv[1:]))
+"""
 _POLL_SECONDS = 0.05
 _ENDING_SECONDS = 5.0
 _SWOLLEN = 256 * MIB

@@ -209,7 +209,8 @@ def _catalog_rows(rows: pa.Table, images: _Thumbnails, sources: dict[str, str]) 
     paths = rows["path"].to_pylist()
     originals = rows["original_path"].to_pylist()
     relatives = [relative_path(path, sources[original]) for path, original in zip(paths, originals, strict=True)]
-    columns = {name: rows[name] for name in rows.column_names if name in OBJECT_CATALOG.column_names} | {
+    wanted = set(OBJECT_CATALOG.column_names)
+    columns = {name: rows[name] for name in rows.column_names if name in wanted} | {
         "rowId": [row_id(path) for path in paths],
         "relative_path": relatives,
         "extension": [extension(path) for path in paths],

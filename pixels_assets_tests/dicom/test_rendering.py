@@ -9,7 +9,18 @@ from pydicom.pixels.processing import apply_color_lut, apply_windowing
 
 from pixels_assets.dicom.codecs import NoPixels, PixelDescription, Reason
 from pixels_assets.dicom.pixels import Frame
-from pixels_assets.dicom.rendering import pixel_aspect, read_palette, render, render_viewport, shape_on_screen, window_of
+from pixels_assets.dicom.rendering import (
+    _average,
+    _is_useful,
+    _plainly_shows,
+    _rescaled,
+    pixel_aspect,
+    read_palette,
+    render,
+    render_viewport,
+    shape_on_screen,
+    window_of,
+)
 
 
 def frame_of(array, *, photometric="MONOCHROME2", stored=None, bits=None, index=0):
@@ -384,3 +395,50 @@ def test_a_window_that_is_given_wins_over_that_of_the_header(function):
 @pytest.mark.parametrize(("centre", "width"), [(float("nan"), 5), (0, float("nan")), (0, 0), (0, -3), (0, 0.5), (float("inf"), 1)])
 def test_a_window_that_defines_nothing_is_none(centre, width):
     assert window_of(centre, width) is None
+
+
+# Shortcuts against what they stand for
+
+
+@pytest.mark.parametrize("block", [(1, 1), (2, 2), (3, 2), (2, 3), (4, 4), (2, 6), (8, 16)])
+@pytest.mark.parametrize(("kind", "low", "high"), [("u1", 0, 255), ("u2", 0, 4095), ("u2", 0, 65535), ("i2", -1000, 3000), ("i2", -32768, 32767)])
+@pytest.mark.parametrize("samples", [None, 3])
+def test_areas_of_integers_are_averaged_exactly(block, kind, low, high, samples):
+    shape = (48, 96) if samples is None else (48, 96, samples)
+    array = np.random.default_rng(1).integers(low, high, shape, endpoint=True).astype(kind)
+    array[: block[0], : block[1]] = high
+    array[-block[0] :, -block[1] :] = low
+    for given in (array, array[::-1]):
+        expected = (
+            given.reshape(48 // block[0], block[0], 96 // block[1], block[1], -1).mean((1, 3)).reshape(48 // block[0], 96 // block[1], *shape[2:])
+        )
+        assert np.abs(_average(given, block) - expected).max() <= 1e-6 * max(-low, high) + 1e-6
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (1, -1024), (0.0625, 0), (-2, 500), (3e4, 1e9)])
+@pytest.mark.parametrize(("centre", "width"), [(40, 400), (2000, 1), (-600, 1500.5), (32768, 65535)])
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_of_stored_values_shows_what_one_of_rescaled_values_shows(slope, intercept, centre, width, function):
+    window = window_of(centre * slope + intercept, width * max(1, abs(slope)), function)
+    stored = np.arange(65536, dtype=np.float32)
+    exact = stored.astype(np.float64) * slope + intercept
+    shown = window.of_stored(stored.copy(), slope, intercept).astype(int)
+    if function == "SIGMOID":
+        expected = window(_rescaled(stored, slope, intercept)).astype(float)
+    else:
+        expected = np.clip((exact - window.low) * 255 / (window.high - window.low), 0, 255)
+    assert np.abs(shown - expected).max() <= 1.5
+
+
+def test_a_window_that_plainly_shows_an_image_is_one_that_percentiles_find_useful():
+    rng = np.random.default_rng(3)
+    plain = 0
+    for _ in range(600):
+        known = rng.normal(rng.uniform(-500, 500), rng.choice([1, 30, 300]), rng.choice([10, 150, 7000])).astype(np.float32)
+        window = window_of(rng.uniform(-600, 600), rng.choice([2, 50, 400, 40_000]))
+        low, high = np.percentile(known, [1, 99], method="nearest")
+        if _plainly_shows(window, known):
+            plain += 1
+            assert low < high
+            assert _is_useful(window, known, float(high - low))
+    assert plain > 30

@@ -1,17 +1,29 @@
-"""Clients that others wrote: dicomweb-client for every service, and its reader of folders as a second opinion on searches."""
+"""Clients that others wrote: dicomweb-client and dcmjs' client of the same name for every service, Orthanc that fetches from here, and a reader of
+folders as a second opinion on searches.
+"""
 
+import hashlib
 import io
+import json
 import shutil
+import subprocess
+import time
 import warnings
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
 from dicomweb_client import DICOMfileClient, DICOMwebClient
 
-from pixels_assets_tests.dicomweb.conftest import IN_TAR, IN_ZIP, LOOSE, data_of
+from pixels_assets_tests.dicomweb.conftest import IN_TAR, IN_ZIP, LOOSE, data_of, free_port
 
 CT = pydicom.dcmread(io.BytesIO(data_of("CT_small.dcm")))
+ROOT = Path(__file__).parents[2]
+MODULES = ROOT / "var" / "clients"
+ORTHANC = shutil.which("Orthanc")
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 KEYS = CT.StudyInstanceUID, CT.SeriesInstanceUID, CT.SOPInstanceUID
 
 
@@ -114,3 +126,72 @@ def test_searches_for_series_agree_with_another_program(client, oracle, filters)
 def test_searches_for_instances_agree_with_another_program(client, oracle, filters):
     ours, theirs = (found.search_for_instances(search_filters=filters) for found in (client, oracle))
     assert uids(ours, "00080018") == uids(theirs, "00080018")
+
+
+@pytest.mark.skipif(not (MODULES / "node_modules" / "dicomweb-client").is_dir(), reason="`make var/clients/.installed` installs it")
+def test_the_client_of_dcmjs_reads_what_pydicom_reads(server):
+    script = Path(__file__).parent / "node" / "client.cjs"
+    ran = subprocess.run(["node", script, MODULES, server.dicomweb, *KEYS], capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    pixels = hashlib.sha256(CT.PixelData).hexdigest()
+    assert json.loads(ran.stdout) == {
+        "studies": [KEYS[0]],
+        "series": [KEYS[1]],
+        "instances": [KEYS[2]],
+        "naturalized": KEYS[2],
+        "instanceMetadata": KEYS[2],
+        "metadata": 1,
+        "studyMetadata": 1,
+        "wholeSeries": 1,
+        "wholeStudy": 1,
+        "patient": CT.PatientID,
+        "pixels": pixels,
+        "frames": [pixels],
+        "bulk": [pixels],
+        "rendered": "PNG",
+    }
+
+
+@pytest.fixture
+def orthanc(server, tmp_path):
+    """Orthanc with an empty archive, which knows this server."""
+    if not ORTHANC or not PLUGIN.exists():
+        pytest.skip("Orthanc is not installed: apt-get install orthanc orthanc-dicomweb")
+    web = {"Enable": True, "Root": "/dicom-web/", "Servers": {"pixels": {"Url": f"{server.dicomweb}/"}}}
+    port = free_port()
+    own = {"HttpPort": port, "DicomServerEnabled": False, "AuthenticationEnabled": False, "RemoteAccessAllowed": False}
+    (tmp_path / "orthanc.json").write_text(json.dumps({"StorageDirectory": str(tmp_path / "db"), "Plugins": [str(PLUGIN)], "DicomWeb": web, **own}))
+    process = subprocess.Popen([ORTHANC, tmp_path / "orthanc.json"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        try:
+            for _ in range(300):
+                try:
+                    client.get("/system")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            yield client
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_orthanc_searches_here_and_fetches_studies(orthanc):
+    names = [*LOOSE, *IN_ZIP, *IN_TAR]
+    sources = {item.SOPInstanceUID: item for item in (pydicom.dcmread(io.BytesIO(data_of(name))) for name in names)}
+    headers = {"Accept": "application/dicom+json"}
+    asked = {"Uri": "/studies", "Arguments": {"PatientID": CT.PatientID}, "HttpHeaders": headers}
+    assert uids(orthanc.post("/dicom-web/servers/pixels/get", json=asked).json(), "0020000D") == [KEYS[0]]
+    studies = sorted({item.StudyInstanceUID for item in sources.values()})
+    fetched = orthanc.post("/dicom-web/servers/pixels/retrieve", json={"Resources": [{"Study": uid} for uid in studies], "Synchronous": True})
+    assert fetched.json()["ReceivedInstancesCount"] == str(len(names))
+    compared = 0
+    for name in orthanc.get("/instances").json():
+        found = pydicom.dcmread(io.BytesIO(orthanc.get(f"/instances/{name}/file").content))
+        source = sources.pop(found.SOPInstanceUID)
+        assert (found.get("PatientID"), found.SeriesInstanceUID) == (source.get("PatientID"), source.SeriesInstanceUID)
+        if "PixelData" in source:
+            assert np.array_equal(found.pixel_array, source.pixel_array), found.SOPInstanceUID
+            compared += 1
+    assert not sources
+    assert compared > 10

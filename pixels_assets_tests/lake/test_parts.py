@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import pixels_assets
 from pixels_assets.errors import BatchError, LakeError
-from pixels_assets.lake.parts import GROUP_ROWS, PartWriter, _upper_bound, microseconds, part_from_table, validate_batch
+from pixels_assets.lake.parts import GROUP_ROWS, PartWriter, _leaves, _upper_bound, microseconds, part_from_table, validate_batch
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 
 ROOT = Path(pixels_assets.__file__).parents[1]
@@ -86,6 +86,25 @@ def test_row_groups_of_tables_with_binaries_are_small_so_that_a_lookup_reads_lit
     statistics = [footer.row_group(group).column(0).statistics for group in range(footer.num_row_groups)]
     assert all(before.max < after.min for before, after in itertools.pairwise(statistics))
     assert not footer.row_group(0).column(THUMBNAILS.column_names.index("thumbnail")).is_stats_set
+
+
+def test_columns_without_values_are_not_compressed_and_may_have_values_later(tmp_path) -> None:
+    rows = [member(number) for number in range(GROUP_ROWS)] + [member(GROUP_ROWS, Rows=512, PatientID="late", ImageType=["a", "b"])]
+    (part,) = write_one(tmp_path, DICOM_METADATA, rows)
+    found = read(tmp_path, part)
+    assert [found[name].to_pylist()[-2:] for name in ("Rows", "PatientID", "ImageType")] == [[None, 512], [None, "late"], [None, ["a", "b"]]]
+    described = pq.ParquetFile(tmp_path / part.table / part.path).metadata.row_group(0)
+    codecs = {described.column(place).path_in_schema: described.column(place).compression for place in range(described.num_columns)}
+    assert {codecs[name] for name in ("Rows", "PatientID", "ImageType.list.element")} == {"UNCOMPRESSED"}
+    assert {codecs[name] for name in ("path", "status")} == {"ZSTD"}
+
+
+def test_columns_of_nested_columns_are_named_as_parquet_names_them(tmp_path) -> None:
+    inner = pa.struct([pa.field("x", pa.int64()), pa.field("y", pa.list_(pa.string()))])
+    schema = pa.schema([("a", pa.int64()), ("b", pa.list_(inner)), ("c", pa.map_(pa.string(), inner)), ("d", inner)])
+    pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
+    written = pq.ParquetFile(tmp_path / "x.parquet").schema
+    assert [leaf for item in schema for leaf in _leaves(item.name, item.type)] == [written.column(place).path for place in range(len(written))]
 
 
 def test_blobs_have_no_dictionary(tmp_path) -> None:

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and started again: in the end the tables are those of a run that nothing happened to.
 
-PIXELS_KILLS says how often each test kills. With PIXELS_CORPUS the runs go over that folder, with PIXELS_KILL_FILES over so many files, most of them
-links to the same few: ``PIXELS_KILLS=50 PIXELS_KILL_FILES=20000`` takes hours.
+PIXELS_KILLS says how often each test kills; with it and PIXELS_CORPUS the runs go over that folder, with PIXELS_KILL_FILES over so many files, most
+of them links to the same few: ``PIXELS_KILLS=50 PIXELS_KILL_FILES=20000`` takes an hour.
 """
 
 import os
@@ -20,7 +20,7 @@ from pixels_assets_tests.tablehash import table_hashes
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
 
 KILLS = int(os.environ.get("PIXELS_KILLS") or 3)
-CORPUS = os.environ.get("PIXELS_CORPUS")
+CORPUS = os.environ.get("PIXELS_CORPUS") if os.environ.get("PIXELS_KILLS") else None
 FILES = int(os.environ.get("PIXELS_KILL_FILES") or 0)
 BATCH_FILES = str(max(FILES // 20, 5)) if FILES else "200" if CORPUS else "5"
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,11 @@ def imported(module):
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+@cache
 def own_imports(module):
     """Modules of the package that a module imports."""
-    for name in imported(module):
-        if name.split(".")[0] == "pixels_assets":
-            yield name if name in MODULES else name.rpartition(".")[0]
+    names = {name for name in imported(module) if name.split(".")[0] == "pixels_assets"}
+    return frozenset(name if name in MODULES else name.rpartition(".")[0] for name in names)
 
 
 def floor(module):

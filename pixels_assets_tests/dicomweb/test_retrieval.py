@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import io
 import itertools
+import struct
 import warnings
 from collections import Counter
 from urllib.parse import quote
@@ -72,13 +73,17 @@ async def _instance(client, address):
 
 
 async def _frames(client, address, data, counts):
-    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-    element = next((name for name in ("PixelData", *ELEMENTS) if dataset.get(name)), None)
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+        element = next((name for name in ("PixelData", *ELEMENTS) if dataset.get(name)), None)
+        numbers = _numbers(dataset)
+    except (OSError, ValueError, struct.error):  # cut within an item; a number that is none
+        counts["objects that pydicom does not read"] += 1
+        return
     if element is None:
         counts["objects without pixels"] += 1
         return
     syntax = dataset.file_meta.get("TransferSyntaxUID", "")
-    numbers = _numbers(dataset)
     try:
         expected = pixel_array(dataset, raw=True)
     except Exception:  # pydicom has no decoder for it, or finds it damaged, in ways without number

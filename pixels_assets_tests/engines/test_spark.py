@@ -297,6 +297,10 @@ def test_the_multiprocess_executor_gives_the_same_tables(folder, expected, tmp_p
     monkeypatch.setenv("PIXELS_LAKE", str(lake))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     subprocess.run([sys.executable, script, batch], check=True, cwd=os.environ["DAGSTER_HOME"])
+    with shared_instance() as instance:
+        (run,) = instance.get_runs(limit=1)
+        told = [record.dagster_event.event_type_value for record in instance.all_logs(run.run_id) if record.dagster_event]
+    assert told.count("STEP_WORKER_STARTED") >= 4
     ran = Catalog(lake, quiet_seconds=0.0).ingest(folder)  # what follows the batches follows in a job of its own
     assert (ran.batches, ran.failed) == ([], {})
     assert table_hashes(lake) == expected

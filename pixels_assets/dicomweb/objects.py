@@ -315,7 +315,8 @@ class _Held(_FileSource):
     """A descriptor that ends with its object."""
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None:  # at the end of the interpreter, which closes what is left
+            self.close()
 
 
 class _Part(Source):

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
@@ -120,6 +121,10 @@ def _put_pixels(dataset: FileDataset, pixels: _Pixels) -> None:
 def _write(dataset: FileDataset) -> bytes:
     if dataset.original_encoding[1] is False:
         _swap(dataset)
+    if any(isinstance(element, RawDataElement) and element.VR is None for element in dataset.values()):
+        # Implicit VR under a transfer syntax that says explicit: pydicom would write elements as they were read, without a VR.
+        for _ in dataset.iterall():
+            pass
     meta = getattr(dataset, "file_meta", None) or FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if "MediaStorageSOPClassUID" not in meta and "SOPClassUID" in dataset:

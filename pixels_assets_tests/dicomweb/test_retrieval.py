@@ -19,10 +19,13 @@ import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels import pixel_array
 
+from pixels_assets.dicom.pixels import PixelSource
+from pixels_assets.dicom.reader import read_header
 from pixels_assets.dicomweb.app import create_app
 from pixels_assets.dicomweb.service import WebSettings
+from pixels_assets.dicomweb.transcoding import to_explicit_little
 from pixels_assets.settings import Settings
-from pixels_assets_tests.dicomweb.conftest import IN_TAR, IN_ZIP, LOOSE
+from pixels_assets_tests.dicomweb.conftest import IN_TAR, IN_ZIP, LOOSE, data_of
 from pixels_assets_tests.dicomweb.test_wado import EXPLICIT, FRAMES, STORED, parts_of
 
 ELEMENTS = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
@@ -160,3 +163,11 @@ def test_all_that_the_server_finds_is_what_pydicom_reads(place):
     assert counts["instances"] == len(LOOSE) + len(IN_ZIP) + len(IN_TAR)
     assert counts["frames that pydicom decodes"] > 20
     assert counts["frames as they are stored"] > 10
+
+
+def test_elements_without_a_vr_get_one_where_the_transfer_syntax_says_explicit():
+    stream = io.BytesIO(data_of("SC_rgb_jpeg.dcm"))  # compressed, and the data set is in implicit VR all the same
+    whole = to_explicit_little(stream, PixelSource.of(read_header(stream)), max_bytes=1 << 24)
+    found, expected = pydicom.dcmread(io.BytesIO(whole)), pydicom.dcmread(io.BytesIO(stream.getvalue()))
+    assert found.ImageType == expected.ImageType
+    assert np.array_equal(pixel_array(found), pixel_array(expected))

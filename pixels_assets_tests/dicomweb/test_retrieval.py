@@ -17,6 +17,8 @@ import numpy as np
 import polars as pl
 import pydicom
 from pydicom.encaps import generate_frames
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.pixels import pixel_array
 
 from pixels_assets.dicom.pixels import PixelSource
@@ -166,8 +168,14 @@ def test_all_that_the_server_finds_is_what_pydicom_reads(place):
 
 
 def test_elements_without_a_vr_get_one_where_the_transfer_syntax_says_explicit():
-    stream = io.BytesIO(data_of("SC_rgb_jpeg.dcm"))  # compressed, and the data set is in implicit VR all the same
-    whole = to_explicit_little(stream, PixelSource.of(read_header(stream)), max_bytes=1 << 24)
-    found, expected = pydicom.dcmread(io.BytesIO(whole)), pydicom.dcmread(io.BytesIO(stream.getvalue()))
+    expected = pydicom.dcmread(io.BytesIO(data_of("SC_rgb_jpeg_dcmtk.dcm")))
+    body, stream = DicomBytesIO(), io.BytesIO()
+    body.is_implicit_VR, body.is_little_endian = True, True
+    write_dataset(body, expected)
+    stream.write(bytes(128) + b"DICM")
+    write_file_meta_info(stream, expected.file_meta)
+    stream.write(body.getvalue())
+    source = PixelSource.of(read_header(stream, stream.tell(), max_deflated_bytes=1 << 24))
+    found = pydicom.dcmread(io.BytesIO(to_explicit_little(io.BytesIO(stream.getvalue()), source, max_bytes=1 << 24)))
     assert found.ImageType == expected.ImageType
     assert np.array_equal(pixel_array(found), pixel_array(expected))

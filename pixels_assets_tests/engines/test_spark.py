@@ -316,7 +316,7 @@ def test_spark_with_two_workers_gives_the_same_tables(folder, expected, cluster,
 @slow
 @spark
 @pytest.mark.corpus
-@pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")
+@pytest.mark.skipif(not (CORPUS and os.environ.get("PIXELS_LONG")), reason="PIXELS_CORPUS and PIXELS_LONG are not both set")
 def test_spark_gives_the_same_tables_of_the_corpus(cluster, session, tmp_path):
     assert ingest(CORPUS, tmp_path / "spark", **spark_settings(cluster)) == ingest(CORPUS, tmp_path / "local")
     read_headers_everywhere(session, tmp_path / "local")

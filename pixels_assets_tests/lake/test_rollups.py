@@ -300,7 +300,7 @@ def test_another_catalog_in_its_place_means_a_fresh_start(house) -> None:
 
 @pytest.mark.corpus
 @pytest.mark.slow
-@pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")
+@pytest.mark.skipif(not (CORPUS and os.environ.get("PIXELS_LONG")), reason="PIXELS_CORPUS and PIXELS_LONG are not both set")
 def test_the_corpus_in_one_three_and_ten_batches_gives_what_a_plain_loop_gives(new_house, tmp_path) -> None:
     corpus, found = Path(CORPUS or ""), []
     for batches in (1, 3, 10):

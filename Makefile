@@ -3,7 +3,7 @@
 export DAGSTER_HOME := $(CURDIR)
 export DAGSTER_DISABLE_TELEMETRY := 1
 PORT ?= 3000
-JOBS ?= 3
+JOBS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-compile -c constraints.txt
@@ -20,7 +20,7 @@ help:  ## show this list
 run: $(VENV)/.installed  ## ingest SRC=folder (without SRC: DICOM files that pydicom carries), print what was found
 	@: "$${SRC:=$$($(PY) -c 'from pydicom.data import DATA_ROOT; print(DATA_ROOT + "/test_files")')}" && $(VENV)/bin/pixels ingest -- "$$SRC"
 
-test: $(VENV)/.installed-test  ## run the tests; ARGS="-k words" chooses some, JOBS=1 runs one at a time (tests wait a lot: three keep two cores busy), ARGS=--durations=20 tells the slowest
+test: $(VENV)/.installed-test  ## run the tests; ARGS="-k words" chooses some, JOBS=1 runs one at a time, ARGS=--durations=20 tells the slowest
 	@$(PY) -m pytest $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lint: $(VENV)/.installed-test  ## check style, format and types

@@ -5,13 +5,13 @@ Holds the bound and the response that keeps to it. Must not know what the bytes 
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["HeldResponse", "NoRoom", "Room", "Taken"]
+__all__ = ["SLICE", "HeldResponse", "NoRoom", "Room", "Taken", "sliced"]
 
 SLICE = 256 * 1024
 """Bytes that are handed to a connection at once: it copies what the client does not take."""
@@ -119,6 +119,11 @@ class Room:
             turn.set_result(None)
 
 
+def sliced(data: bytes) -> Iterator[bytes]:
+    """Cut bytes into what is sent at once."""
+    return (data[start : start + SLICE] for start in range(0, len(data), SLICE))
+
+
 class HeldResponse(Response):
     """Bytes in pieces, none of them copied, whose room is free again when they are sent.
 
@@ -147,6 +152,6 @@ class HeldResponse(Response):
                 await send({"type": "http.response.body", "body": b"".join(self._pieces)})
                 return
             for piece in self._pieces:
-                for start in range(0, len(piece), SLICE):
-                    await send({"type": "http.response.body", "body": piece[start : start + SLICE], "more_body": True})
+                for part in sliced(piece):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b""})

@@ -26,7 +26,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone, Source
-from pixels_assets.dicomweb.sending import SLICE, HeldResponse, Taken
+from pixels_assets.dicomweb.sending import SLICE, HeldResponse, Taken, sliced
 from pixels_assets.dicomweb.service import PREFIX, Service, Uid, is_loopback
 from pixels_assets.dicomweb.transcoding import CannotTranscode, to_explicit_little
 
@@ -220,8 +220,8 @@ async def _send_objects(service: Service, snapshot: Snapshot, instances: list[In
                 syntax, body, taken = await _body(service, snapshot, item, plan)
                 with taken:
                     yield boundary.head(f"{DICOM}; transfer-syntax={syntax}", len(body))
-                    for start in range(0, len(body), SLICE):
-                        yield body[start : start + SLICE]
+                    for part in sliced(body):
+                        yield part
             yield b"\r\n"
         yield boundary.tail
 
@@ -446,15 +446,15 @@ async def _send_frames(service: Service, request: Request, snapshot: Snapshot, i
     head = boundary.head(plan.content_type, len(body))
     if len(numbers) == 1:
         return HeldResponse([head, body, b"\r\n" + boundary.tail], taken, headers=headers)
-    taken.release()
+    ready = [(body, taken)]  # not held by the closure once it is sent
 
     async def parts() -> AsyncIterator[bytes]:
         for number in numbers:
-            body, taken = await one(number)
+            body, taken = ready.pop() if ready else await one(number)
             with taken:
                 yield boundary.head(plan.content_type, len(body))
-                for start in range(0, len(body), SLICE):
-                    yield body[start : start + SLICE]
+                for part in sliced(body):
+                    yield part
                 yield b"\r\n"
         yield boundary.tail
 

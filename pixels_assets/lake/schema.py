@@ -44,8 +44,8 @@ _STATISTICS = frozenset(
     }
     | {"PatientID", "StudyDate", "Modality"}
 )
-# Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.
 _JSON = frozenset({"meta", "file_meta", "items"})
+# Values that hardly ever come twice: a dictionary would hold each of them once, and be thrown away.
 _DISTINCT = frozenset({"rowId", "path", "relative_path", "local_path", "subject", "meta", "header", "thumbnail", "content_hash", "SOPInstanceUID"})
 _LEVELS = ("patient", "study", "series", "instance")
 

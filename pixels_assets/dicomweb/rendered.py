@@ -193,12 +193,11 @@ async def _rendered(service: Service, request: Request, snapshot: Snapshot, inst
     headers = {"Content-Type": boundary.content_type(media)}
     if len(numbers) == 1:
         return HeldResponse([boundary.head(media, len(first)), first, b"\r\n" + boundary.tail], taken, headers=headers)
-    taken.release()
+    ready = [(first, taken)]  # not held by the closure once it is sent
 
     async def parts() -> AsyncIterator[bytes]:
-        yield boundary.head(media, len(first)) + first + b"\r\n"
-        for number in numbers[1:]:
-            picture, taken = await service.made(_picture, service, snapshot, instance, number, view, media, size=len)
+        for number in numbers:
+            picture, taken = ready.pop() if ready else await service.made(_picture, service, snapshot, instance, number, view, media, size=len)
             with taken:
                 yield boundary.head(media, len(picture)) + picture + b"\r\n"
         yield boundary.tail

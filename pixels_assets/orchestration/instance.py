@@ -72,10 +72,11 @@ class _Connection(sqlite3.Connection):
 
 @contextmanager
 def _engines_kept() -> Iterator[None]:
-    """Let Dagster's SQLite storages use an engine of SQLAlchemy more than once.
+    """Let Dagster's SQLite storages use an engine of SQLAlchemy more than once, its connections too, and read their migrations once.
 
-    They make one for each event, with an empty cache of compiled statements and a new connection, and wait for the disk after each: two thirds of
-    what a run costs. With ``synchronous=NORMAL`` a power cut may take the last events, never the file; a process that is killed loses nothing.
+    They make an engine for each event, with an empty cache of compiled statements and a new connection, and wait for the disk after each; and read
+    all migrations again for the file of each run: together more than two thirds of what a run costs. With ``synchronous=NORMAL`` a power cut may
+    take the last events, never the file; a process that is killed loses nothing.
     """
     kept: dict[str, Engine] = {}
     scripts: dict[str, ScriptDirectory] = {}

@@ -57,7 +57,8 @@ def _decoder() -> Callable[[memoryview], Mapping[str, Any]] | None:
         import msgspec
     except ImportError:  # an environment that is older than this requirement: rows are made one by one there
         return None
-    return msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    decode: Callable[[memoryview], Mapping[str, Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    return decode
 
 
 _CHUNK_ROWS = 5_000

@@ -12,6 +12,8 @@ from typing import Any
 
 import dagster as dg
 import yaml
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
@@ -70,32 +72,44 @@ class _Connection(sqlite3.Connection):
 
 @contextmanager
 def _engines_kept() -> Iterator[None]:
-    """Let Dagster's SQLite storages use an engine of SQLAlchemy more than once.
+    """Let Dagster's SQLite storages use an engine of SQLAlchemy more than once, its connections too, and read their migrations once.
 
-    They make one for each event, with an empty cache of compiled statements and a new connection, and wait for the disk after each: two thirds of
-    what a run costs. With ``synchronous=NORMAL`` a power cut may take the last events, never the file; a process that is killed loses nothing.
+    They make an engine for each event, with an empty cache of compiled statements and a new connection, and wait for the disk after each; and read
+    all migrations again for the file of each run: together more than two thirds of what a run costs. With ``synchronous=NORMAL`` a power cut may
+    take the last events, never the file; a process that is killed loses nothing.
     """
     kept: dict[str, Engine] = {}
+    scripts: dict[str, ScriptDirectory] = {}
+    read_scripts = ScriptDirectory.from_config
+
+    def scripts_of(config: Config) -> ScriptDirectory:
+        location = str(config.get_main_option("script_location"))
+        if location not in scripts:
+            scripts[location] = read_scripts(config)
+        return scripts[location]
 
     def engine_of(url: str, **options: Any) -> Engine:
         if url not in kept:
             while len(kept) >= _ENGINES:
-                kept.pop(next(iter(kept))).dispose()
+                Engine.dispose(kept.pop(next(iter(kept))))
             arguments = {**options.get("connect_args", {}), "factory": _Connection}
             kept[url] = create_engine(url, **options | {"poolclass": QueuePool, "connect_args": arguments})
+            kept[url].dispose = lambda close=True: None  # type: ignore[method-assign]  # which they do after each event
         return kept[url]
 
     storages: tuple[Any, ...] = (sqlite_event_log, sqlite_run_storage)
     before = [storage.create_engine for storage in storages]
     try:
+        ScriptDirectory.from_config = scripts_of  # type: ignore[method-assign]
         for storage in storages:
             storage.create_engine = engine_of
         yield
     finally:
+        ScriptDirectory.from_config = read_scripts  # type: ignore[method-assign]
         for storage, made in zip(storages, before, strict=True):
             storage.create_engine = made
         for engine in kept.values():
-            engine.dispose()
+            Engine.dispose(engine)
 
 
 def _storage_error(reason: str) -> InstanceError:

@@ -8,10 +8,10 @@ classes have no table.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _HIERARCHY = ("00080018", "0020000D", "0020000E")
 _STUDY_DATE, _BIRTH_DATE = "00080020", "00100030"
 _FRAMES, _PER_FRAME = "00280008", "52009230"
 _SOP_CLASS = "00080016"
+_LOOKED_AT = frozenset({"UI", "DA"})
 _NOT_IN_META = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010, 0x7FE00001, 0x7FE00002})
 _NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 _BY_VALUE_TYPE = frozenset({"sr-document-content"})
@@ -64,6 +65,7 @@ class _Required:
 
 Element = Mapping[str, Any]
 DataSet = Mapping[str, Element]
+Elements = Sequence[tuple[str, Element]]
 
 
 def faults(dataset: DataSet, *, transfer_syntax: str | None = None, length: int | None = None) -> list[Fault]:
@@ -93,8 +95,9 @@ def faults(dataset: DataSet, *, transfer_syntax: str | None = None, length: int 
 
 def _all(dataset: DataSet, transfer_syntax: str | None, length: int | None) -> Iterator[Fault]:
     yield from _identity(dataset)
-    yield from _uids(dataset)
-    yield from _dates(dataset)
+    looked_at = [(tag, element) for tag, element in dataset.items() if element.get("vr") in _LOOKED_AT]  # few of many
+    yield from _uids(looked_at)
+    yield from _dates(looked_at)
     yield from _frames(dataset, transfer_syntax, length)
     required = required_attributes(str(_first(dataset, _SOP_CLASS) or ""))
     yield from _missing(dataset, required, "")
@@ -113,19 +116,24 @@ def _identity(dataset: DataSet) -> Iterator[Fault]:
             yield Fault("not_in_hierarchy", keyword, f"Without {keyword} the object is missing at that level of the hierarchy.")
 
 
-def _uids(dataset: DataSet) -> Iterator[Fault]:
-    for tag, element in dataset.items():
-        if element.get("vr") == "UI":
+def _uids(elements: Elements) -> Iterator[Fault]:
+    for tag, element in elements:
+        if element["vr"] == "UI":
             for value in element.get("Value", ()):
-                if value is not None and (len(str(value)) > _UID_LENGTH or not _UID.fullmatch(str(value))):
+                if value is not None and not _is_uid(str(value)):
                     yield Fault("uid_invalid", _name(tag), f"{_name(tag)} is no valid UID (PS3.5 9.1).")
                     break
 
 
-def _dates(dataset: DataSet) -> Iterator[Fault]:
+@lru_cache(maxsize=4096)
+def _is_uid(text: str) -> bool:
+    return len(text) <= _UID_LENGTH and _UID.fullmatch(text) is not None
+
+
+def _dates(elements: Elements) -> Iterator[Fault]:
     days: dict[str, datetime] = {}
-    for tag, element in dataset.items():
-        if element.get("vr") == "DA":
+    for tag, element in elements:
+        if element["vr"] == "DA":
             for value in element.get("Value", ()):
                 if value is None:
                     continue
@@ -191,6 +199,7 @@ def _number(dataset: DataSet, tag: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+@lru_cache(maxsize=4096)
 def _day(text: str) -> datetime | None:
     found = _DATE.fullmatch(text.strip())
     if found is None:

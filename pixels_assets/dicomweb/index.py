@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -129,6 +129,15 @@ class Snapshot:
     instances: int = 0
     found: Cache[Any] = field(default_factory=lambda: Cache(64 << 20, lambda rows: 256 + getattr(rows, "nbytes", 0)))
     """Rows that searches found, by what they asked for."""
+
+    def rows_of_series(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Rows of series, by UIDs of study and series; without those that there are not."""
+        found = {}
+        for study in {study for study, _ in keys}:
+            for place in self.studies.find("StudyInstanceUID", study):
+                rows = np.arange(self.first_series[place], self.first_series[place + 1], dtype=np.int32)
+                found.update({(study, str(uid)): int(row) for row, (uid,) in zip(rows, self.series.take(rows, ["SeriesInstanceUID"]), strict=True)})
+        return found
 
 
 class Index:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
 
-__all__ = ["BadQuery", "Condition", "Path", "Query", "fold", "parse_path", "parse_query", "vr_of"]
+__all__ = ["BadQuery", "Condition", "Path", "Query", "comparable", "parse_path", "parse_query", "vr_of"]
 
 Path = tuple[int, ...]
 """An attribute: its tag, behind the tags of the sequences that hold it."""
@@ -22,6 +22,8 @@ MAX_OFFSET = 1_000_000_000
 MAX_PARAMETERS = 64
 MAX_VALUES = 10_000
 """Values of one list, such as a list of UIDs."""
+MAX_WILDCARDS = 1024
+"""Characters of a value with wildcards."""
 
 _OTHERS = frozenset({"accept", "charset", "accept-charset"})
 _DATES = frozenset({"DA", "TM", "DT"})
@@ -51,11 +53,13 @@ class Condition:
     values : tuple of str
         Normalized: one of them has to be the value. Numbers are in their shortest form, names folded.
     pattern : str or None
-        Regular expression, for wildcards; the whole normalized value has to match. Of the syntax that Python and Rust share.
+        Regular expression, for wildcards; the whole normalized value has to match. Of the syntax that Python and RE2 share.
     low, high : str or None
         Normalized bounds of a range, both included.
     literal : tuple of (str, str) or None
         What the wildcards come to where that is simple: ``contains``, ``starts`` or ``ends``, and the normalized text.
+    piece : str
+        Some normalized text that every value has which the pattern matches; empty where there is none.
     """
 
     path: Path
@@ -65,6 +69,7 @@ class Condition:
     low: str | None = None
     high: str | None = None
     literal: tuple[str, str] | None = None
+    piece: str = ""
 
     @property
     def is_range(self) -> bool:
@@ -73,16 +78,13 @@ class Condition:
 
     def accepts(self, value: object) -> bool:
         """Whether a single value of the attribute matches."""
-        text = normal(value, self.vr)
-        if text is None:
-            return False
+        return any(map(self._accepts, comparable(value, self.vr)))
+
+    def _accepts(self, text: str) -> bool:
         if self.pattern is not None:
-            candidates = _name_candidates(text) if self.vr == "PN" else (text,)
-            return any(_compiled(self.pattern).fullmatch(candidate) for candidate in candidates)
+            return _compiled(self.pattern).fullmatch(text) is not None
         if self.is_range:
             return (self.low is None or text >= self.low) and (self.high is None or text <= self.high)
-        if self.vr == "PN":
-            return any(candidate in self.values for candidate in _name_candidates(text))
         return text in self.values
 
     def accepts_any(self, values: Iterable[object]) -> bool:
@@ -221,19 +223,22 @@ def _listed(parts: Iterable[str]) -> tuple[str, ...]:
 def _wildcards(path: Path, vr: str, parts: Sequence[str]) -> Condition | None:
     if any(set(part) == {"*"} for part in parts):
         return None
-    patterns = []
-    for part in parts:
-        text = fold(part) if vr == "PN" else part
-        patterns.append(
-            "".join(".*" if piece[0] == "*" else "." if piece == "?" else re.escape(piece) for piece in re.findall(r"\*+|\?|[^*?]+", text))
-        )
-    literal = None
-    if len(parts) == 1 and "?" not in parts[0]:
-        text = fold(parts[0]) if vr == "PN" else parts[0]
-        bare = text.strip("*")
-        if "*" not in bare:
-            literal = ("contains" if text[0] == "*" == text[-1] else "starts" if text[-1] == "*" else "ends", bare)
-    return Condition(path, vr, pattern="(?s:" + "|".join(f"(?:{pattern})" for pattern in patterns) + ")", literal=literal)
+    if sum(map(len, parts)) > MAX_WILDCARDS:
+        msg = f"a value with wildcards has more than {MAX_WILDCARDS} characters"
+        raise BadQuery(msg)
+    folded = [fold(part) if vr == "PN" else part for part in parts]
+    patterns = "|".join(f"(?:{_expression(text)})" for text in folded)
+    literal, piece = None, ""
+    if len(folded) == 1:
+        (text,) = folded
+        piece = max(re.split(r"[*?]", text), key=len)
+        if "?" not in text and "*" not in text.strip("*"):
+            literal = ("contains" if text[0] == "*" == text[-1] else "starts" if text[-1] == "*" else "ends", piece)
+    return Condition(path, vr, pattern=f"(?s:{patterns})", literal=literal, piece=piece)
+
+
+def _expression(text: str) -> str:
+    return "".join(".*" if piece[0] == "*" else "." if piece == "?" else re.escape(piece) for piece in re.findall(r"\*+|\?|[^*?]+", text))
 
 
 def _moment(path: Path, vr: str, value: str) -> Condition:
@@ -294,9 +299,7 @@ def normal(value: object, vr: str) -> str | None:
     if vr == "DT":
         text = text.strip()
         return _bound(text, vr, _LOWEST) if _DT.fullmatch(text) else None
-    if vr == "UI":
-        return text.strip(" \0")
-    return text.upper() if vr == "AT" else text.strip(" ") if vr not in {"LT", "ST", "UT"} else text.rstrip(" ")
+    return text.upper() if vr == "AT" else text.strip(" \0") if vr not in {"LT", "ST", "UT"} else text.rstrip(" ")
 
 
 def fold(name: str) -> str:
@@ -310,8 +313,12 @@ def _without_accents(name: str) -> str:
     return unicodedata.normalize("NFC", "".join(char for char in decomposed if not unicodedata.combining(char)))
 
 
-def _name_candidates(folded: str) -> tuple[str, ...]:
-    return (folded, *folded.split("=")) if "=" in folded else (folded,)
+def comparable(value: object, vr: str) -> tuple[str, ...]:
+    """Give what conditions are held against: a single value as it is compared, and each group of a name; nothing of what is no value of its VR."""
+    text = normal(value, vr)
+    if text is None:
+        return ()
+    return (text, *text.split("=")) if vr == "PN" and "=" in text else (text,)
 
 
 @lru_cache(maxsize=64)

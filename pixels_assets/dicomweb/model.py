@@ -4,16 +4,16 @@ Holds lists and text. Must not read tables or know HTTP.
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
 from pixels_assets.dicomweb.matching import Path, vr_of
 
-__all__ = ["BY_KEYWORD", "BY_PATH", "INSTANCE", "REQUIRED", "SERIES", "STUDY", "Known", "element", "known"]
+__all__ = ["BY_KEYWORD", "BY_PATH", "INSTANCE", "REQUIRED", "SERIES", "STUDY", "Known", "elements", "known"]
 
 STUDY, SERIES, INSTANCE = "study", "series", "instance"
 
@@ -54,6 +54,7 @@ COMPUTED = {
 _quote = json.encoder.encode_basestring
 _NUMERIC = frozenset({"IS", "DS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"})
 _SINGLE = frozenset({"LT", "ST", "UT", "UR"})
+_TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "SH", "TM", "UC", "UI"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,24 +117,31 @@ BY_PATH = {item.path: item for item in KNOWN}
 BY_KEYWORD = {item.keyword: item for item in KNOWN}
 
 
-@lru_cache(maxsize=200_000)
-def element(tag: int, vr: str, value: str | float | None, always: bool) -> str:
-    """Write one element of an answer; '' for one without a value, unless it is wanted `always`."""
-    values = _values(vr, value)
-    if not values:
-        # A viewer that finds this one without values shows no list at all.
-        return f'"{tag:08X}":{{"vr":"{vr}"}}' if always and tag != 0x00080061 else ""
-    return f'"{tag:08X}":{{"vr":"{vr}","Value":[{",".join(values)}]}}'
+def elements(tag: int, vr: str, values: Iterable[object], always: bool) -> list[str]:
+    """Write an element with each of some values; '' for one without, unless it is wanted `always`."""
+    # A viewer that finds ModalitiesInStudy without values shows no list at all.
+    without = f'"{tag:08X}":{{"vr":"{vr}"}}' if always and tag != 0x00080061 else ""
+    head = f'"{tag:08X}":{{"vr":"{vr}","Value":['
+    if vr in _TEXTS:  # most of all elements, and most of these have one value
+        return [
+            without
+            if value is None or value == ""
+            else f"{head}{_quote(value)}]}}"
+            if isinstance(value, str) and "\\" not in value
+            else _whole(head, vr, value)
+            for value in values
+        ]
+    return [without if value is None or value == "" else _whole(head, vr, value) for value in values]
+
+
+def _whole(head: str, vr: str, value: object) -> str:
+    return f"{head}{','.join(_values(vr, value))}]}}"
 
 
 def _values(vr: str, value: object) -> Sequence[str]:
-    if value is None or value == "":
-        return ()
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _values(vr, item)]
     if isinstance(value, (int, float)):
         value = int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-        return (json.dumps(value),) if vr in _NUMERIC else (_quote(str(value)),)
+        return (repr(value) if math.isfinite(value) else "null",) if vr in _NUMERIC else (_quote(str(value)),)
     text = str(value)
     if vr == "PN":
         return [_name(part) for part in text.split("\\")]
@@ -147,9 +155,13 @@ def _number(text: str) -> str:
         number = float(text)
     except ValueError:
         return "null" if text == "" else _quote(text)
+    if not math.isfinite(number):
+        return "null"
     return str(int(number)) if number.is_integer() and abs(number) < 2**53 else json.dumps(number)
 
 
 def _name(text: str) -> str:
+    if "=" not in text:
+        return f'{{"Alphabetic":{_quote(text)}}}' if text else "{}"
     groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("="), strict=False)
     return "{" + ",".join(f'"{name}":{_quote(group)}' for name, group in groups if group) + "}"

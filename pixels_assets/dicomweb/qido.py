@@ -19,7 +19,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pixels_assets.dicomweb.columns import Level, Mask, Rows
 from pixels_assets.dicomweb.index import Index, Instance, Snapshot
 from pixels_assets.dicomweb.matching import BadQuery, Condition, Path, Query, parse_query
-from pixels_assets.dicomweb.model import BY_KEYWORD, BY_PATH, INSTANCE, KNOWN, REQUIRED, SERIES, STUDY, element
+from pixels_assets.dicomweb.model import BY_KEYWORD, BY_PATH, INSTANCE, KNOWN, REQUIRED, SERIES, STUDY, elements
 from pixels_assets.dicomweb.negotiation import JSON, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import base_url
@@ -168,7 +168,7 @@ class _Search:
         rows = self.rows(SERIES)
         if rows is None:
             rows = np.arange(self._snapshot.series.count, dtype=np.int32)
-        counts = np.asarray(self._snapshot.series.take(rows, ["NumberOfSeriesRelatedInstances"]), np.int64).reshape(-1)
+        counts = self._snapshot.series.numbers("NumberOfSeriesRelatedInstances", rows)
         ends = np.cumsum(counts)
         total = int(ends[-1]) if len(ends) else 0
         page: list[Instance] = []
@@ -209,23 +209,24 @@ class _Search:
         return kept
 
     def _candidates(self, rows: Rows, shallow: Sequence[Condition]) -> list[tuple[int, Instance]]:
-        snapshot = self._snapshot
         for condition in shallow:
-            if condition.vr == "UI":  # the only ones that few objects share
-                marks = ", ".join("?" * len(condition.values))
-                keyword = BY_PATH[condition.path].keyword
-                if keyword != "SOPInstanceUID":
-                    continue
-                places = {uids: int(row) for row, uids in zip(rows, snapshot.series.take(rows, [_STUDY_KEY, _SERIES_KEY]), strict=True)}
-                instances = self._index.select(snapshot, f'"{keyword}" in ({marks})', condition.values)
-                return sorted(
-                    ((places[item.study, item.series], item) for item in instances if (item.study, item.series) in places), key=lambda pair: pair[0]
-                )
-        counts = np.asarray(snapshot.series.take(rows, ["NumberOfSeriesRelatedInstances"]), np.int64).reshape(-1)
-        if int(counts.sum()) > 10 * MOST_SCANNED:
-            msg = f"this search would look at {int(counts.sum())} objects; add conditions that leave at most {10 * MOST_SCANNED}"
+            if BY_PATH[condition.path].keyword == "SOPInstanceUID":  # the only one that few objects share
+                return self._named(rows, condition.values)
+        total = int(self._snapshot.series.numbers("NumberOfSeriesRelatedInstances", rows).sum())
+        if total > 10 * MOST_SCANNED:
+            msg = f"this search would look at {total} objects; add conditions that leave at most {10 * MOST_SCANNED}"
             raise HTTPException(413, msg)
         return [(int(row), item) for row in rows for item in self._of_series(int(row))]
+
+    def _named(self, rows: Rows, uids: Sequence[str]) -> list[tuple[int, Instance]]:
+        """Objects of some series that have one of these UIDs."""
+        marks = ", ".join("?" * len(uids))
+        instances = self._index.select(self._snapshot, f"SOPInstanceUID in ({marks})", uids)
+        places = self._snapshot.rows_of_series({(item.study, item.series) for item in instances})
+        wanted = np.zeros(self._snapshot.series.count, np.bool_)
+        wanted[rows] = True
+        found = [(places[item.study, item.series], item) for item in instances if (item.study, item.series) in places]
+        return sorted(((row, item) for row, item in found if wanted[row]), key=lambda pair: pair[0])
 
 
 def _in_values(item: Instance, condition: Condition) -> bool:
@@ -276,35 +277,38 @@ def _fields(query: Query, level: str) -> tuple[list[str], list[int]]:
 
 
 def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str, base: str) -> list[str]:
+    if not len(rows):
+        return []
     keywords, tags = _fields(query, level)
     own = snapshot.studies if level == STUDY else snapshot.series
-    parts = [_texts(own, rows, [name for name in keywords if name in own.columns and (level == STUDY or name != _STUDY_KEY)], level)]
+    columns = _elements(own, rows, [name for name in keywords if name in own.columns and (level == STUDY or name != _STUDY_KEY)], level)
     if level == SERIES:
-        studies = snapshot.studies
-        parts.append(_texts(studies, snapshot.study_of[rows], [name for name in keywords if name in studies.columns], level))
+        columns |= _elements(snapshot.studies, snapshot.study_of[rows], [name for name in keywords if name in snapshot.studies.columns], level)
     elif below := [name for name in keywords if BY_KEYWORD[name].level == SERIES and name in snapshot.series.columns]:
-        parts.append(_texts(snapshot.series, snapshot.first_series[rows].astype(np.int32), below, level))
+        columns |= _elements(snapshot.series, snapshot.first_series[rows].astype(np.int32), below, level)
     keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
-    extra = _representative_fields(index, snapshot, keys, tags) if tags else [[] for _ in keys]
-    return [_object([pair for part in texts for pair in part], link, level) for *texts, link in zip(*parts, extra, _links(base, keys), strict=True)]
+    if tags:
+        found = _representative_fields(index, snapshot, keys, tags)
+        columns |= {tag: [row.get(tag, "") for row in found] for tag in tags}
+    return _objects(columns, _links(base, keys), level)
 
 
-def _texts(level: Level, rows: Rows, keywords: Sequence[str], target: str) -> list[list[tuple[int, str]]]:
-    """Elements of some rows, as (tag, JSON); those without a value only where the answer has to have them."""
-    shape = [(BY_KEYWORD[name].tag, BY_KEYWORD[name].vr, name in REQUIRED[target]) for name in keywords]
-    return [
-        [(tag, text) for (tag, vr, always), value in zip(shape, row, strict=True) if (text := element(tag, vr, value, always))]
-        for row in level.take(rows, keywords)
-    ]
+def _elements(level: Level, rows: Rows, keywords: Sequence[str], target: str) -> dict[int, list[str]]:
+    """Elements of some rows as JSON, by tag; those without a value only where the answer has to have them."""
+    known = [BY_KEYWORD[name] for name in keywords]
+    return {item.tag: elements(item.tag, item.vr, level.columns[item.keyword].take(rows), item.keyword in REQUIRED[target]) for item in known}
 
 
-def _object(elements: list[tuple[int, str]], link: str, level: str) -> str:
-    elements.append((_CHARSET, '"00080005":{"vr":"CS","Value":["ISO_IR 192"]}'))
+def _objects(columns: dict[int, list[str]], links: Sequence[str], level: str) -> list[str]:
+    """Put elements together, in the order of their tags."""
+    own = {
+        _CHARSET: ['"00080005":{"vr":"CS","Value":["ISO_IR 192"]}'] * len(links),
+        _URL: [f'"00081190":{{"vr":"UR","Value":["{link}"]}}' for link in links],
+    }
     if level != SERIES:
-        elements.append((_AVAILABILITY, '"00080056":{"vr":"CS","Value":["ONLINE"]}'))
-    elements.append((_URL, f'"00081190":{{"vr":"UR","Value":["{link}"]}}'))
-    elements.sort()
-    return "{" + ",".join(text for _, text in elements) + "}"
+        own[_AVAILABILITY] = ['"00080056":{"vr":"CS","Value":["ONLINE"]}'] * len(links)
+    columns = columns | own
+    return ["{" + ",".join(filter(None, row)) + "}" for row in zip(*(columns[tag] for tag in sorted(columns)), strict=True)]
 
 
 def _links(base: str, keys: Iterable[Sequence[object]]) -> list[str]:
@@ -316,43 +320,39 @@ def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instanc
     if not instances:
         return []
     keywords, tags = _fields(query, INSTANCE)
-    own = [(BY_KEYWORD[name].tag, BY_KEYWORD[name].vr, name in REQUIRED[INSTANCE], name) for name in keywords if BY_KEYWORD[name].level == INSTANCE]
-    parents: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for item in instances:
-        if (item.study, item.series) not in parents:
-            parents[item.study, item.series] = _parent_elements(snapshot, item, keywords)
-    extra = _from_meta(index, snapshot, instances, tags) if tags else {}
-    links = _links(base, ((item.study, item.series, item.uid) for item in instances))
-    answers = []
-    for item, link in zip(instances, links, strict=True):
-        elements = [(tag, text) for tag, vr, always, name in own if (text := element(tag, vr, item.values.get(name), always))]
-        answers.append(_object([*elements, *parents[item.study, item.series], *extra.get(item.path, [])], link, INSTANCE))
-    return answers
+    own = [BY_KEYWORD[name] for name in keywords if BY_KEYWORD[name].level == INSTANCE]
+    columns = {
+        item.tag: elements(item.tag, item.vr, [one.values.get(item.keyword) for one in instances], item.keyword in REQUIRED[INSTANCE]) for item in own
+    }
+    columns |= _parent_elements(snapshot, [(item.study, item.series) for item in instances], keywords)
+    if tags:
+        found = _from_meta(index, snapshot, instances, tags)
+        columns |= {tag: [found.get(item.path, {}).get(tag, "") for item in instances] for tag in tags}
+    return _objects(columns, _links(base, ((item.study, item.series, item.uid) for item in instances)), INSTANCE)
 
 
-def _parent_elements(snapshot: Snapshot, item: Instance, keywords: Sequence[str]) -> list[tuple[int, str]]:
-    studies = snapshot.studies.find(_STUDY_KEY, item.study)
-    first, last = snapshot.first_series[studies[0]], snapshot.first_series[studies[0] + 1]
-    rows = np.arange(first, last, dtype=np.int32)
-    uids = [uid for (uid,) in snapshot.series.take(rows, [_SERIES_KEY])]
-    row = rows[[uids.index(item.series)]]
-    found = _texts(snapshot.series, row, [name for name in keywords if name in snapshot.series.columns and name != _STUDY_KEY], INSTANCE)[0]
-    return found + _texts(snapshot.studies, studies[:1], [name for name in keywords if name in snapshot.studies.columns], INSTANCE)[0]
+def _parent_elements(snapshot: Snapshot, keys: Sequence[tuple[str, str]], keywords: Sequence[str]) -> dict[int, list[str]]:
+    """Elements that objects have of their study and series."""
+    places = snapshot.rows_of_series(set(keys))
+    rows = np.array([places[key] for key in keys], np.int32)
+    series, studies = snapshot.series, snapshot.studies
+    found = _elements(series, rows, [name for name in keywords if name in series.columns and name != _STUDY_KEY], INSTANCE)
+    return found | _elements(studies, snapshot.study_of[rows], [name for name in keywords if name in studies.columns], INSTANCE)
 
 
-def _from_meta(index: Index, snapshot: Snapshot, instances: Sequence[Instance], tags: Sequence[int]) -> dict[str, list[tuple[int, str]]]:
-    """Elements out of objects' metadata, by path."""
+def _from_meta(index: Index, snapshot: Snapshot, instances: Sequence[Instance], tags: Sequence[int]) -> dict[str, dict[int, str]]:
+    """Elements out of objects' metadata, by path and tag."""
     found = {}
     for path, text in index.read_column(snapshot, instances, "meta").items():
         model = orjson.loads(text)
         names = ((tag, f"{tag:08X}") for tag in tags)
-        found[path] = [
-            (tag, f'"{name}":{orjson.dumps(model[name]).decode()}') for tag, name in names if name in model and "BulkDataURI" not in model[name]
-        ]
+        found[path] = {
+            tag: f'"{name}":{orjson.dumps(model[name]).decode()}' for tag, name in names if name in model and "BulkDataURI" not in model[name]
+        }
     return found
 
 
-def _representative_fields(index: Index, snapshot: Snapshot, keys: Sequence[Sequence[object]], tags: Sequence[int]) -> list[list[tuple[int, str]]]:
+def _representative_fields(index: Index, snapshot: Snapshot, keys: Sequence[Sequence[object]], tags: Sequence[int]) -> list[dict[int, str]]:
     """Elements that no column of the level holds: those of the first object of each study or series."""
     if not keys:
         return []
@@ -361,7 +361,7 @@ def _representative_fields(index: Index, snapshot: Snapshot, keys: Sequence[Sequ
     first = f"{column} in ({marks}) qualify row_number() over (partition by {column} order by SeriesInstanceUID, InstanceNumber, SOPInstanceUID) = 1"
     firsts = {(item.study if column == _STUDY_KEY else item.series): item for item in index.select(snapshot, first, [uids[-1] for uids in keys])}
     found = _from_meta(index, snapshot, list(firsts.values()), tags)
-    return [list(found.get(firsts[str(uids[-1])].path, [])) if str(uids[-1]) in firsts else [] for uids in keys]
+    return [found.get(firsts[str(uids[-1])].path, {}) if str(uids[-1]) in firsts else {} for uids in keys]
 
 
 # Routes

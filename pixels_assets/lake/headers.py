@@ -18,7 +18,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydicom.datadict import dictionary_keyword, dictionary_VM, dictionary_VR
 
-from pixels_assets.dicom.json_reading import read_json
+from pixels_assets.dicom.json_reading import LARGE_BYTES, read_json
 from pixels_assets.errors import LakeError
 from pixels_assets.lake.commit import LOCK_SECONDS, open_table, table_lock
 from pixels_assets.lake.parts import lake_errors, sync_folder
@@ -49,6 +50,16 @@ MAX_DEPTH = 15
 OTHERS = "OtherElements"
 """Column of what has no column: private elements, those the dictionary does not know, and those whose value is of another shape than it says."""
 BY_BATCH, BY_DATE = "batch", "study_date"
+
+
+def _decoder() -> Callable[[memoryview], Mapping[str, Any]] | None:
+    try:
+        import msgspec
+    except ImportError:  # an environment that is older than this requirement: rows are made one by one there
+        return None
+    decode: Callable[[memoryview], Mapping[str, Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    return decode
+
 
 _CHUNK_ROWS = 5_000
 _CHUNK_BYTES = 16 * 1024**2
@@ -69,6 +80,8 @@ _BINARY = pa.struct([("InlineBinary", pa.binary()), ("BulkDataURI", pa.string())
 _OTHERS = pa.list_(pa.struct([("tag", pa.string()), ("creator", pa.string()), ("vr", pa.string()), ("value", pa.string())]))
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "date": pa.date32(), "person": _PERSON, "binary": _BINARY}
 _DATE = re.compile(r"\s*(\d{4})\.?(\d{2})\.?(\d{2})\s*")
+_decode = _decoder()
+"""Cuts a data set into the texts of its elements; None where that cannot be done."""
 _KEYS = (
     pa.field("path", pa.string(), nullable=False),
     pa.field("content_hash", pa.string()),
@@ -345,23 +358,33 @@ def to_row(data: dict[str, Any], record: Record) -> dict[str, Any]:
             item = _new_field(tag, record)
         if item is None or not _fits(item, element):
             others.append(_other(tag, element, data, creators))
-            continue
-        if item.record is not None:
-            row[item.name] = [to_row(value, item.record) if value else {} for value in element.get("Value", ())]
-        elif item.kind == "json":
-            row[item.name] = _json(element["Value"]) if "Value" in element else None
-        elif item.kind == "binary":
-            value = _binary(element)
-            row[item.name] = [value] if item.repeated else value
         else:
-            values = element.get("Value", ())
-            if isinstance(values, np.ndarray) and not (item.kind == "number" and item.repeated):
-                values = values.tolist()
-            row[item.name] = _values(item, values, record)
+            row[item.name] = _value(item, element, record)
     if others:
         record.has_others = True
         row[OTHERS] = others
     return row
+
+
+def _value(item: Field, element: dict[str, Any], record: Record) -> Any:
+    """Value of an element that has the shape of its field.
+
+    Raises
+    ------
+    MisfitError
+        It is of another type.
+    """
+    if item.record is not None:
+        return [to_row(value, item.record) if value else {} for value in element.get("Value", ())]
+    if item.kind == "json":
+        return _json(element["Value"]) if "Value" in element else None
+    if item.kind == "binary":
+        value = _binary(element)
+        return [value] if item.repeated else value
+    values = element.get("Value", ())
+    if isinstance(values, np.ndarray) and not (item.kind == "number" and item.repeated):
+        values = values.tolist()
+    return _values(item, values, record)
 
 
 def _new_field(tag: str, record: Record) -> Field | None:
@@ -410,8 +433,21 @@ def _other(tag: str, element: dict[str, Any], data: dict[str, Any], creators: di
     if tag[3] in _ODD and not tag.startswith("00", 4):
         block = tag[:6]
         if block not in creators:
-            creators[block] = next((str(value) for value in data.get(f"{tag[:4]}00{tag[4:6]}", {}).get("Value", ())), None)
+            creators[block] = _creator(data.get(_reservation(tag), {}))
         creator = creators[block]
+    return _entry(tag, element, creator)
+
+
+def _reservation(tag: str) -> str:
+    """Tag of the element that says whose block a private element is in (PS3.5 7.8.1)."""
+    return f"{tag[:4]}00{tag[4:6]}"
+
+
+def _creator(element: dict[str, Any]) -> str | None:
+    return next((str(value) for value in element.get("Value", ())), None)
+
+
+def _entry(tag: str, element: dict[str, Any], creator: str | None) -> dict[str, Any]:
     values = element.get("Value")
     value = _json(values) if values is not None else element.get("InlineBinary") or element.get("BulkDataURI")
     return {"tag": tag, "creator": creator, "vr": element.get("vr"), "value": value}
@@ -575,27 +611,61 @@ class _Writer:
 
     def _write_chunk(self, chunk: list[tuple[dict[str, Any], memoryview]]) -> None:
         with _uncollected():
+            values = self._by_element(chunk) or self._by_row(chunk)
+        chunk.clear()  # one object alone may be large: what is done with is let go
+        places: dict[str, list[int]] = {}
+        if self._missing_date is None:
+            places[f"{PARTITION}={self._batch}"] = []
+        else:
+            days = values["StudyDate"].to_pylist() if "StudyDate" in values.column_names else [None] * values.num_rows
+            for number, day in enumerate(days):
+                places.setdefault(self._partition(day), []).append(number)
+        for place in sorted(places):
+            members = values.take(pa.array(places[place])) if len(places) > 1 else values
+            self._new[self._write_part(place, members)] = members.num_rows
+
+    def _by_row(self, chunk: list[tuple[dict[str, Any], memoryview]]) -> pa.Table:
+        """Make the columns of a chunk from rows."""
+        while True:
+            try:
+                rows = [to_row(_parsed(meta), self._registry.root) | keys for keys, meta in chunk]
+                break
+            except MisfitError as misfit:
+                self._widen(misfit)
+        schema = self._registry.arrow
+        return pa.table([_column(rows, item) for item in schema], schema=schema)
+
+    def _by_element(self, chunk: list[tuple[dict[str, Any], memoryview]]) -> pa.Table | None:
+        """Make the same columns from the texts of elements; None where that does not do: for large data sets, and those nested too deep.
+
+        Most elements of a series have the same text in all of its objects: each is read and converted once.
+        """
+        if _decode is None or any(len(meta) >= LARGE_BYTES for _, meta in chunk):
+            return None
+        try:
+            elements = _Elements(_decode(meta) for _, meta in chunk)
+        except (ValueError, RecursionError):
+            return None
+        registry = self._registry
+        made = {name: pa.array([keys[name] for keys, _ in chunk], kind) for name, kind in ((key.name, key.type) for key in _KEYS)}
+        found = {}
+        for tag, column in elements.columns.items():
             while True:
                 try:
-                    rows = [to_row(_parsed(meta), self._registry.root) | keys for keys, meta in chunk]
+                    found[tag] = column.converted(tag, registry.root)
                     break
                 except MisfitError as misfit:
                     self._widen(misfit)
-        groups = self._grouped(rows)
-        rows.clear()  # one object alone may be large: what is done with is let go
-        chunk.clear()
-        schema = self._registry.arrow
-        for place in sorted(groups):
-            members = groups.pop(place)
-            count, columns = len(members), [_column(members, item) for item in schema]
-            members.clear()
-            self._new[self._write_part(place, pa.table(columns, schema=schema))] = count
-
-    def _grouped(self, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            groups.setdefault(self._partition(row), []).append(row)
-        return groups
+        others = elements.others()
+        if others is not None:
+            registry.root.has_others = True
+            made[OTHERS] = others
+        schema = registry.arrow
+        for tag, values in found.items():
+            item = registry.root.fields.get(tag)
+            if item is not None and (place := schema.get_field_index(item.name)) >= 0:
+                made[item.name] = elements.spread(tag, pa.array(values, schema.field(place).type))
+        return pa.table([made[item.name] if item.name in made else pa.nulls(len(chunk), item.type) for item in schema], schema=schema)
 
     def _write_part(self, place: str, values: pa.Table) -> str:
         name = f"{place}/{secrets.token_hex(8)}.parquet"
@@ -606,10 +676,10 @@ class _Writer:
         pq.write_table(values, file, compression="zstd", compression_level=1, write_statistics=flat, row_group_size=max(1, values.num_rows))
         return name
 
-    def _partition(self, row: dict[str, Any]) -> str:
-        if self._missing_date is None:
-            return f"{PARTITION}={self._batch}"
-        day = row.get("StudyDate")
+    def _partition(self, day: Any) -> str:
+        """Folder of the rows of a day, as the column has it."""
+        if isinstance(day, list):
+            day = day[0] if day else None
         if isinstance(day, str):
             found = _DATE.fullmatch(day)
             try:
@@ -641,6 +711,119 @@ class _Writer:
                 values = source.read().combine_chunks()
             arrays = [_conform(_one(values[item.name]), item.type) for item in wanted]
             self._rewritten[name] = self._write_part(place, pa.table(arrays, schema=wanted))
+
+
+class _Texts:
+    """What one attribute holds in the objects of a chunk: each text once, by the number that it has among those of all attributes."""
+
+    def __init__(self, numbers: list[int], elements: list[dict[str, Any]]) -> None:
+        self.numbers, self.elements = numbers, elements
+        self.others: list[dict[str, Any] | None] = []
+
+    def converted(self, tag: str, record: Record) -> list[Any]:
+        """Values of the texts; None for those that the field does not hold, which `others` has.
+
+        Raises
+        ------
+        MisfitError
+            A value does not fit its field.
+        """
+        self.others = [None] * len(self.elements)
+        values: list[Any] = []
+        for place, element in enumerate(self.elements):
+            item = record.fields.get(tag)
+            if item is None and tag[3] not in _ODD:
+                item = _new_field(tag, record)
+            if item is None or not _fits(item, element):
+                self.others[place] = element
+                values.append(None)
+            else:
+                values.append(_value(item, element, record))
+        return values
+
+
+class _Elements:
+    """The elements of a chunk's data sets, column by column.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        A text is no data set, or nested too deep.
+    """
+
+    def __init__(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        known: defaultdict[str, dict[bytes, int]] = defaultdict(dict)
+        numbers, counts, texts = list[int](), list[int](), 0
+        for elements in objects:
+            counts.append(len(elements))
+            for tag, raw in elements.items():
+                number = known[tag].setdefault(bytes(raw), texts)
+                if number == texts:
+                    texts += 1
+                numbers.append(number)
+        self.columns = {tag: _Texts(list(own.values()), [read_json(text) for text in own]) for tag, own in known.items()}
+        self._objects = len(counts)
+        # Of each element, in the order of the data sets: the object that it is in, the number of its text, its column, and its place there.
+        self._object = np.repeat(np.arange(len(counts)), counts)
+        self._number = np.array(numbers, np.int64)
+        column_of, place_of = np.empty(texts, np.int64), np.empty(texts, np.int64)
+        for at, column in enumerate(self.columns.values()):
+            column_of[column.numbers], place_of[column.numbers] = at, np.arange(len(column.numbers))
+        self._column, self._place = column_of[self._number], place_of[self._number]
+        self._order = np.argsort(self._column, kind="stable")
+        bounds = np.searchsorted(self._column[self._order], np.arange(len(self.columns) + 1))
+        self._spans = {tag: slice(first, end) for tag, first, end in zip(self.columns, bounds[:-1], bounds[1:], strict=True)}
+
+    def spread(self, tag: str, values: pa.Array) -> pa.Array:
+        """Give each object its value of those of a column's texts; NULL where it lacks the element."""
+        return values.take(pa.array(places := self._places(tag), mask=places < 0))
+
+    def _places(self, tag: str) -> np.ndarray:
+        """Which text of a column each object has; -1: none."""
+        mine, places = self._order[self._spans[tag]], np.full(self._objects, -1)
+        places[self._object[mine]] = self._place[mine]
+        return places
+
+    def others(self) -> pa.Array | None:
+        """Make the column `OTHERS` of what no field holds; None when there is nothing. After `_Texts.converted` of all columns."""
+        is_other = np.zeros(len(self._number), bool)
+        creator, names = np.full(len(self._number), -1), list[str]()
+        creators: dict[str, np.ndarray] = {}
+        for tag, column in self.columns.items():
+            places = np.array([element is not None for element in column.others], bool)
+            if not places.any():
+                continue
+            mine = self._order[self._spans[tag]]
+            is_other[mine] = places[self._place[mine]]
+            reservation = _reservation(tag)
+            if tag[3] in _ODD and not tag.startswith("00", 4) and reservation in self.columns:
+                if reservation not in creators:
+                    creators[reservation] = self._creators(reservation, names)
+                creator[mine] = creators[reservation][self._object[mine]]
+        if not is_other.any():
+            return None
+        # An entry is a text with a creator; most objects of a series have the same ones.
+        keys = self._number[is_other] * (len(names) + 1) + creator[is_other] + 1
+        _, first, entry = np.unique(keys, return_index=True, return_inverse=True)
+        chosen = np.flatnonzero(is_other)[first]
+        tags, columns = list(self.columns), list(self.columns.values())
+        entries = [
+            _entry(tags[column], columns[column].elements[place], names[name] if name >= 0 else None)
+            for column, place, name in zip(self._column[chosen].tolist(), self._place[chosen].tolist(), creator[chosen].tolist(), strict=True)
+        ]
+        counts = np.bincount(self._object[is_other], minlength=self._objects)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+        values = pa.array(entries, _OTHERS.value_type).take(pa.array(entry.reshape(-1)))
+        return pa.ListArray.from_arrays(offsets, values, type=_OTHERS, mask=pa.array(counts == 0))
+
+    def _creators(self, reservation: str, names: list[str]) -> np.ndarray:
+        """Whose block it is in each object, by number in `names`, which grows; -1: nobody's."""
+        found = [_creator(element) for element in self.columns[reservation].elements]
+        for name in found:
+            if name is not None and name not in names:
+                names.append(name)
+        numbers = np.array([-1 if name is None else names.index(name) for name in found] + [-1])
+        return np.take(numbers, self._places(reservation))
 
 
 @contextmanager

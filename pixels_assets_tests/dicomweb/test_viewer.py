@@ -55,6 +55,9 @@ PATIENCE = 90.0
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 
+SCREEN = {"width": 1200, "height": 700}
+"""Small, as each pixel is drawn by the processor; with a profile on disk the viewer's scripts are compiled once and not for each page."""
+
 VIEWPORT = "window.services.cornerstoneViewportService.getRenderingEngine().getViewports()[0]"
 READY = f"window.services?.cornerstoneViewportService?.getRenderingEngine()?.getViewports()?.length && {VIEWPORT}.viewportStatus === 'rendered'"
 PANE = "[data-cy=viewport-pane]"
@@ -176,8 +179,8 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     try:
         wait_for(f"{url}/app-config.js", server)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1400, "height": 900})
+            browser = playwright.chromium.launch_persistent_context(place / "profile", executable_path=chromium, args=FLAGS, viewport=SCREEN)
+            page = browser.pages[0]
             page.set_default_timeout(PATIENCE * 1000)
             running = Viewer(page, url, lake, studies)
             running.watch()

@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import io
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -241,6 +242,41 @@ def test_rows_say_what_the_typed_columns_say(two) -> None:
     typed = scan(two.lake, "object_catalog").filter(pl.col("status") == "indexed").select("path", *names).sort("path").collect()
     assert scan_headers(two.lake).select("path", *names).sort("path").collect().equals(typed)
     assert "TransferSyntaxUID" in headers_dataset(two.lake).schema.names
+
+
+def private(creator, *values):
+    """An object with a private block, whose creator may be missing, and values in it that others have in other blocks."""
+    data = pydicom.dcmread(str(pydicom.data.get_testdata_file("MR_small.dcm")))
+    if creator is not None:
+        data.add_new(0x00990010, "LO", creator)
+    for at, value in enumerate(values):
+        data.add_new(0x00991001 + at, "LO", value)
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("partition", ["batch", "study_date"])
+def test_elements_that_are_read_once_become_what_rows_become(house, monkeypatch, partition) -> None:
+    names = sorted(Path(pydicom.data.get_testdata_file("CT_small.dcm")).parent.glob("*.dcm"))
+    for name in [name for name in names if name.stat().st_size < 100_000][:60]:
+        house.write(name.name, name.read_bytes())
+    for number, creator in enumerate(["A", "B", "A", None, "C\\D"]):
+        house.write(f"private{number}", private(creator, "same", *["more"] * (number % 2)))
+    house.write("two", dicom(StudyDate="20240105", SliceThickness=[1, 2]))
+    house.write("odd", dicom(StudyDate="20240105", InstanceNumber="", ImageType=None))
+    house.ingest()
+    found = []
+    for least in (0, LARGE_BYTES):
+        monkeypatch.setattr("pixels_assets.lake.headers.LARGE_BYTES", least)
+        shutil.rmtree(house.lake / "headers", ignore_errors=True)
+        update_headers(house.lake, partition=partition)
+        found.append((headers_dataset(house.lake).to_table().sort_by("path"), load(house.lake).widened))
+    (by_row, widened), (by_element, widened_too) = found
+    assert by_element.equals(by_row)
+    assert sorted(map(str, widened)) == sorted(map(str, widened_too))
+    assert len({entry["creator"] for row in by_element["OtherElements"].to_pylist() for entry in row or ()}) > 3
+    assert by_element.num_rows > 20
 
 
 def test_plain_engines_read_the_folder(two) -> None:

@@ -1,0 +1,97 @@
+"""Columns in memory accept exactly what a condition accepts value by value."""
+
+import datetime as dt
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pixels_assets.dicomweb.columns import Level, make_column
+from pixels_assets.dicomweb.matching import MAX_WILDCARDS, BadQuery, make_condition, parse_path, vr_of
+
+NAMES = [
+    "Doe^Jane",
+    "DOE^JANE^^",
+    "doe^john",
+    "Müller^Jörg",
+    "MULLER^JORG",
+    "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    "=山田^太郎",
+    "A^B\\C^D",
+    "x[a+]$^(y",
+]
+TEXTS = {
+    "PatientName": (NAMES, [*NAMES, "doe*", "*J?*", "mu*jo*", "山田*", "*田*郎", "c^d", "?oe^*n*", "*[a+]$*", "x[*(y", "a^b"]),
+    "PatientID": (
+        ["1", "12", "123", "A-1", "a-1", "1\\2", "*", "ä1", "1.2", " 12", "7 "],
+        ["1", "12", "7", "2", "1*", "*1", "*2*", "?", "1?*", "A-?", "1\\A-1", "ä*", "*.*", "a*-*1"],
+    ),
+    "ModalitiesInStudy": (["CT", "MR", "CT\\SR", "PT\\CT", "MG\\SR\\US"], ["CT", "SR", "CT,MR", "CT\\US", "*R", "C*R", "?T", "M*,US", "XX"]),
+    "StudyInstanceUID": (["1.2", "1.2.3", "1.10", "2.25.1", "1.2\\3"], ["1.2", "1.2,1.10", "3", "1.2.3\\9", ",".join(f"1.{n}" for n in range(20))]),
+    "StudyTime": (
+        ["10", "1011", "101112", "101112.5", "235960", "no", "101112.5\\12"],
+        ["10", "101112", "10-1011", "-1012", "1011-", "101112.1-101112.6", "12"],
+    ),
+    "FrameReferenceDateTime": (["2020", "202001", "20200102030405.6", "20200102030405+0100", "never"], ["2020", "2020-2021", "-202001", "20200102-"]),
+    "SliceThickness": (["1", "1.0", "1.50", "0.5\\1", "thick"], ["1", "1.5", "0.5", "1\\1.50", "7"]),
+}
+
+
+def condition_of(keyword, query):
+    return make_condition(parse_path(keyword), query)
+
+
+@pytest.mark.parametrize("keyword", TEXTS)
+@pytest.mark.parametrize("unique", [False, True])
+def test_text_is_matched_as_its_values_are_one_by_one(keyword, unique):
+    texts, queries = TEXTS[keyword]
+    rows = [None, *texts] if unique else random.Random(1).choices([None, *texts, texts[0]], k=300)
+    column = make_column(pa.array(rows[1:] if unique else rows, pa.string()), vr_of(parse_path(keyword)[0]))
+    rows = rows[1:] if unique else rows
+    for query in queries:
+        condition = condition_of(keyword, query)
+        expected = [text is not None and condition.accepts_any(text.split("\\")) for text in rows]
+        assert column.match(condition).tolist() == expected, query
+    assert any(column.match(condition_of(keyword, query)).any() for query in queries)
+    assert column.take(np.arange(len(rows), dtype=np.int32)) == rows
+    for text in (*texts, "absent", ""):
+        assert column.find(text).tolist() == [row for row, value in enumerate(rows) if value == text]
+
+
+def test_days_and_numbers_are_matched_as_they_are_one_by_one():
+    days = [None, dt.date(2020, 2, 29), dt.date(2020, 3, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31), dt.date(1969, 12, 31)]
+    column = make_column(pa.array(days, pa.date32()), "DA")
+    texts = [None if day is None else f"{day:%Y%m%d}".zfill(8) for day in days]
+    assert column.take(np.arange(len(days), dtype=np.int32)) == texts
+    for query in (
+        "20200229",
+        "20200230",
+        "20200229-20200301",
+        "-20200229",
+        "19691231-",
+        "0000-",
+        "-9999",
+        "202002-202003",
+        "2020",
+        "20200231-20200299",
+    ):
+        condition = condition_of("StudyDate", query)
+        expected = [text is not None and (condition.low or "") <= text <= (condition.high or "A") for text in texts]
+        assert column.match(condition).tolist() == expected, query
+    for values, kind in (([None, 0, 1, -1, 2**53], pa.int64()), ([None, 0.0, 1.5, -1.0, float("nan")], pa.float64())):
+        column = make_column(pa.array(values, kind), "DS")
+        for query in ("0", "1.50", "-1", "1\\1.5", "9007199254740992", "1e400"):
+            condition = condition_of("SliceThickness", query)
+            assert column.match(condition).tolist() == [value == value and condition.accepts(value) for value in values], query
+    counts = Level({"NumberOfFrames": make_column(pa.array([3, None, 4]), "IS")}, 3)
+    assert counts.numbers("NumberOfFrames", np.array([2, 1, 0], np.int32)).tolist() == [4, 0, 3]
+
+
+def test_patterns_are_bounded():
+    column = make_column(pa.array(["a" * 64, "b"]), "LO")
+    assert column.match(condition_of("PatientID", "?" * 64)).tolist() == [True, False]
+    assert not column.match(condition_of("PatientID", "?" * MAX_WILDCARDS)).any()
+    assert column.match(condition_of("PatientID", "a*" * (MAX_WILDCARDS // 2))).tolist() == [False, False]
+    with pytest.raises(BadQuery, match="wildcards"):
+        condition_of("PatientID", "?" * (MAX_WILDCARDS + 1))

@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lake(folder, tmp_path_factory):
+def lake(folder, tmp_path_factory, kept_workers):
     home = tmp_path_factory.mktemp("home")
     lake = home / "lake"
     with pytest.MonkeyPatch.context() as patch:

@@ -45,7 +45,8 @@ __all__ = ["routes"]
 logger = logging.getLogger(__name__)
 
 MOST_PARTS = 20_000
-_CHUNK = MIB
+_LEAST, _CHUNK, _PENDING = 64 * 1024, MIB, 32 * MIB
+"""Bytes of a body that are gathered before they are written: at least, at most, and of all bodies that come at once."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SAFE_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
@@ -97,6 +98,9 @@ class _Part:
         self.digest.update(data)
         return self._file.write(data)
 
+    def drop(self) -> None:
+        self._file.close()
+
     def close(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -118,8 +122,14 @@ class Storage:
         self._removed = self.folder.parent / f"{self.folder.name}.removed"
         self._turn = asyncio.Lock()
         self._wanted = self._done = 0
+        self.receiving = 0
 
     # --- receiving
+
+    @property
+    def piece(self) -> int:
+        """Bytes of a body that are gathered before they are written: fewer where many come at once, which may stop at any moment."""
+        return max(_LEAST, min(_CHUNK, _PENDING // max(1, self.receiving)))
 
     def new_folder(self) -> Path:
         """Make a folder for one request."""
@@ -241,10 +251,10 @@ class _Receiver:
     def abandon(self) -> None:
         if self._part is not None:
             with contextlib.suppress(OSError):
-                self._part.close()
+                self._part.drop()
 
 
-async def _receive(service: Service, request: Request, receiver: _Receiver) -> None:
+async def _receive(service: Service, storage: Storage, request: Request, receiver: _Receiver) -> None:
     media, parameters = content_type(request.headers.get("content-type", ""))
     if media == RELATED and parameters.get("type", DICOM).lower() == DICOM and parameters.get("boundary"):
         reader = PartReader(parameters["boundary"].encode("latin-1", "replace"), receiver.open_part, receiver.end_part)
@@ -256,15 +266,21 @@ async def _receive(service: Service, request: Request, receiver: _Receiver) -> N
         feed = part.write  # type: ignore[assignment]
     else:
         raise HTTPException(415, f'objects come as multipart/related; type="{DICOM}", with a boundary, or one as {DICOM}')
-    pending = bytearray()
+    pending: list[bytes] = []  # joined, not grown: a single one is handed on without a copy
+    size = 0
+    storage.receiving += 1
     try:
         async for chunk in request.stream():
-            pending += chunk
-            if len(pending) >= _CHUNK:
-                await service.run(feed, bytes(pending))
+            pending.append(chunk)
+            size += len(chunk)
+            del chunk
+            if size >= storage.piece:
+                data, size = b"".join(pending), 0
                 pending.clear()
+                await service.run(feed, data)
+                del data
         if pending:
-            await service.run(feed, bytes(pending))
+            await service.run(feed, b"".join(pending))
         if reader is None:
             await service.run(receiver.end_part)
         elif not reader.is_whole:
@@ -276,6 +292,7 @@ async def _receive(service: Service, request: Request, receiver: _Receiver) -> N
     except ClientDisconnect:
         raise HTTPException(400, "the body ended early") from None
     finally:
+        storage.receiving -= 1
         receiver.abandon()
 
 
@@ -329,7 +346,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
             raise HTTPException(507, f"the folder of stored objects cannot be written ({type(error).__name__})") from error
         receiver = _Receiver(folder, service.web.max_object)
         try:
-            await _receive(service, request, receiver)
+            await _receive(service, storage, request, receiver)
             if not receiver.received and not receiver.refused:
                 raise HTTPException(400, "the body holds no objects")
             await _keep(service, storage, receiver.received, study)

@@ -2,11 +2,14 @@
 
 import datetime as dt
 import io
+import shutil
+import subprocess
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pydicom
+import pytest
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
 from pydicom.sr.codedict import codes
@@ -37,6 +40,16 @@ def series(count: int = 5, modality: str = "CT", uid: str | None = None) -> list
         item.PixelData = pixels.tobytes()
         made.append(item)
     return made
+
+
+def faults(path: Path | str) -> set[str]:
+    """What dciodvfy calls errors in a file; where it is not installed, the test skips."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
+    ran = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False, timeout=60)
+    said = (ran.stdout + ran.stderr).splitlines()
+    assert len(said) > 0, "dciodvfy says at least what kind of object it is"
+    return {line.removeprefix("Error - ") for line in said if line.startswith("Error")}
 
 
 def written(dataset: Dataset) -> bytes:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pixels_assets.engines.local import keep_workers
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest come first: processes that share the files then end at about the same time."""
@@ -24,3 +26,10 @@ def as_it_was() -> Iterator[None]:
     os.environ.update(variables)
     for name, value in state.items():
         setattr(logger, name, value)
+
+
+@pytest.fixture(scope="module")
+def kept_workers() -> Iterator[None]:
+    """Worker processes of runs in this process live on from one test of a file to the next, as they do in `pixels serve`."""
+    with keep_workers():
+        yield

@@ -38,7 +38,7 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def catalog(tmp_path):
+def catalog(tmp_path, kept_workers):
     return Catalog(tmp_path / "lake", quiet_seconds=0.0, workers=1)
 
 

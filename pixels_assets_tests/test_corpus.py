@@ -17,6 +17,7 @@ from pixels_assets.cli import main
 from pixels_assets.intake.objects import Status, file_address, os_path
 from pixels_assets.lake.headers import headers_dataset, scan_headers
 from pixels_assets_tests.dicomweb.test_retrieval import check_everything
+from pixels_assets_tests.dicomweb.test_searches import check_searches
 from pixels_assets_tests.tablehash import table_hashes, table_versions
 
 CORPUS = os.environ.get("PIXELS_CORPUS")
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lake(folder, tmp_path_factory):
+def lake(folder, tmp_path_factory, kept_workers):
     home = tmp_path_factory.mktemp("home")
     lake = home / "lake"
     with pytest.MonkeyPatch.context() as patch:
@@ -152,6 +153,14 @@ def test_every_object_and_every_frame_is_served_as_pydicom_reads_it(lake):
     assert not wrong
     assert counts["instances"] > 400
     assert counts["frames that pydicom decodes"] > 2500
+
+
+def test_every_search_finds_what_another_program_finds(lake, tmp_path):
+    counts, wrong = check_searches(lake, tmp_path)
+    assert not wrong
+    assert counts["objects"] > 380
+    assert counts["searches"] > 300
+    assert counts["results"] > 1000
 
 
 def test_every_engine_reads_as_many_headers_as_there_are_indexed_objects(catalog, lake):

@@ -43,7 +43,7 @@ def superseded_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozens
 def retired_paths(lake: Path, batch: str, files: list[SourceFile]) -> frozenset[str]:
     """Files that a batch's manifest names and older batches hold rows of, unless newer batches name them: those older rows are not current."""
     named = {file.path for file in files} | {file.previous_path for file in files if file.previous_path}
-    older = _named(lake, "path", named, lambda other: other < batch)
+    older = _named(lake, ["path"], named, lambda other: other < batch)
     # Rows of one file leave all other batches at once, so a batch that runs late must leave alone what a newer one has replaced already.
     return frozenset(older - _newer(lake, batch, named))
 
@@ -148,13 +148,13 @@ def to_read(files: list[SourceFile]) -> list[SourceFile]:
 
 def _newer(lake: Path, batch: str, paths: set[str]) -> frozenset[str]:
     """Those of the paths that newer batches name, as where a file is or as where it was."""
-    return frozenset().union(*(_named(lake, column, paths, lambda other: other > batch) for column in ("path", "previous_path")))
+    return frozenset(_named(lake, ["path", "previous_path"], paths, lambda other: other > batch))
 
 
-def _named(lake: Path, column: str, paths: set[str], which: Callable[[str], bool]) -> set[str]:
-    """Those of the paths that some batches have in a column of `raw_files`. Parts that cannot hold them are not opened."""
+def _named(lake: Path, columns: list[str], paths: set[str], which: Callable[[str], bool]) -> set[str]:
+    """Those of the paths that some batches have in columns of `raw_files`. Parts that cannot hold them are not opened."""
     wanted, found = pa.array(sorted(paths), pa.string()), set()
-    for batch, file in parts_holding(lake, RAW_FILES, column, paths):
+    for batch, file, column in parts_holding(lake, RAW_FILES, columns, paths):
         if which(batch):
             with pq.ParquetFile(file) as source:
                 values = source.read(columns=[column], use_threads=False)[column]

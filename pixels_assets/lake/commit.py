@@ -234,17 +234,19 @@ def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
     return [lake / table.name / path for path in live]
 
 
-def parts_holding(lake: Path, table: Table, column: str, values: Iterable[str]) -> list[tuple[str, Path]]:
-    """List the files of the newest version of a table, and the batch of each, whose statistics allow one of these values in a column.
+def parts_holding(lake: Path, table: Table, columns: Iterable[str], values: Iterable[str]) -> list[tuple[str, Path, str]]:
+    """List the files of the newest version of a table whose statistics allow one of these values in a column: their batch, path and that column.
 
     Raises
     ------
     LakeError
         The table cannot be read.
     """
-    keys = sorted(set(values))
-    live = _live_files(lake, open_table(lake, table.name), table, column, batches=(), keys=keys).values() if keys else ()
-    return [(file.batch, lake / table.name / file.path) for file in live if _may_hold(file, keys)]
+    if not (keys := sorted(set(values))):
+        return []
+    delta = open_table(lake, table.name)
+    live = ((column, file) for column in columns for file in _live_files(lake, delta, table, column, batches=(), keys=keys).values())
+    return [(file.batch, lake / table.name / file.path, column) for column, file in live if _may_hold(file, keys)]
 
 
 def is_committed(lake: Path, table: Table, batch: str) -> bool:

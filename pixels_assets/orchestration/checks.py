@@ -94,7 +94,7 @@ def rows_are_unique(context: dg.AssetCheckExecutionContext, lake: LakeResource) 
     figures = {"rows": len(rows), "row_ids": rows["rowId"].n_unique(), "paths": rows["path"].n_unique(), "elsewhere": 0}
     if batch is not None:
         # Parts whose statistics rule these paths out are not opened, so this costs the same in a large lake.
-        parts = [file for other, file in parts_holding(lake.path, OBJECT_CATALOG, "path", rows["path"]) if other != batch]
+        parts = [file for other, file, _ in parts_holding(lake.path, OBJECT_CATALOG, ["path"], rows["path"]) if other != batch]
         others = (pl.read_parquet(file, columns=["path"], hive_partitioning=False)["path"] for file in parts)
         figures["elsewhere"] = sum(int(paths.is_in(rows["path"].implode()).sum()) for paths in others)
     unique = figures["rows"] == figures["row_ids"] == figures["paths"] and not figures["elsewhere"]

@@ -10,8 +10,10 @@ import pytest
 from pixels_assets.engines.local import keep_workers
 from pixels_assets.runs import ingest, prepare
 from pixels_assets.settings import Settings
+from pixels_assets_tests.annotated import faults, report, segmentation, series, written
 from pixels_assets_tests.dicomweb.conftest import Running, changed, data_of
 from pixels_assets_tests.dicomweb.conftest import ingest as bring_in
+from pixels_assets_tests.dicomweb.test_clients import asked_by_dcmjs
 from pixels_assets_tests.dicomweb.test_wado import STORED, parts_of
 
 KIND = 'multipart/related; type="application/dicom"; boundary="a b"'
@@ -156,6 +158,25 @@ def test_a_series_is_rejected_as_viewers_do_it(writable):
     store(writable, data)
     assert writable.http.post("/studies/1.2.11/series/1.2.11.5/reject/113001%5EDCM").status_code == 204
     assert writable.http.get("/studies?StudyInstanceUID=1.2.11").status_code == 204
+
+
+def test_the_client_of_dcmjs_stores_what_it_then_reads(writable, tmp_path):
+    data = changed(SOPInstanceUID="1.2.12.1", SeriesInstanceUID="1.2.12.2", StudyInstanceUID="1.2.12", PatientID="dcmjs")
+    (tmp_path / "one.dcm").write_bytes(data)
+    found, expected = asked_by_dcmjs(writable, pydicom.dcmread(io.BytesIO(data)), tmp_path / "one.dcm")
+    assert found == expected | {"stored": ["1.2.12.1"]}
+    assert (writable.folder / "exports" / "1.2.12" / "1.2.12.2" / "1.2.12.1.dcm").read_bytes() == data
+
+
+def test_annotations_are_kept_without_a_fault(writable):
+    images = series()
+    made = [segmentation(images), report(images)]
+    assert store(writable, *map(written, made)).status_code == 200
+    for item in made:
+        kept = writable.folder / "exports" / item.StudyInstanceUID / item.SeriesInstanceUID / f"{item.SOPInstanceUID}.dcm"
+        assert kept.read_bytes() == written(item)
+        # A measurement is inferred from its coordinates (DICOM PS3.16 TID 320), which highdicom writes and dciodvfy takes for wrong.
+        assert {text for text in faults(kept) if "SCOORD got INFERRED FROM" not in text} == set()
 
 
 def test_a_server_without_an_ingest_stores_nothing(server):

@@ -905,17 +905,7 @@ def assert_walk_ends_well(path):
 def test_damaged_archives_never_raise_and_always_end(tmp_path, seed):
     randomness = random.Random(seed)
     path = tmp_path / "archive"
-    for _ in range(60):
-        path.write_bytes(mutated(SEEDS[seed], randomness))
-        assert_walk_ends_well(path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(len(SEEDS)))
-def test_many_damaged_archives_never_raise_and_always_end(tmp_path, seed):
-    randomness = random.Random(1000 + seed)
-    path = tmp_path / "archive"
-    for _ in range(3000):
+    for _ in range(3000 if os.environ.get("PIXELS_LONG") else 250):
         path.write_bytes(mutated(SEEDS[seed], randomness))
         assert_walk_ends_well(path)
 

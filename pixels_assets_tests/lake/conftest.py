@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def engine():
 class House:
     """A lake, one source folder and the engine."""
 
-    def __init__(self, tmp_path: Path, engine: LocalEngine) -> None:
+    def __init__(self, tmp_path: Path, engine: LocalEngine, empty: Path) -> None:
         self.lake, self.source, self.engine = tmp_path / "lake", tmp_path / "source", engine
         self.source.mkdir()
-        create_tables(self.lake)
+        shutil.copytree(empty, self.lake)
         self.moment = 1_700_000_000_000_000_000
         self.runs = 0
 
@@ -118,8 +119,9 @@ class House:
 
 
 @pytest.fixture(scope="session")
-def new_house(engine) -> Callable[[Path], House]:
-    return lambda folder: House(folder, engine)
+def new_house(engine, tmp_path_factory) -> Callable[[Path], House]:
+    create_tables(empty := tmp_path_factory.mktemp("empty") / "lake")
+    return lambda folder: House(folder, engine, empty)
 
 
 @pytest.fixture

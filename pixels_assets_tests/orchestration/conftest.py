@@ -88,7 +88,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, kept_workers: None) -> Iterator[Place]:
     with dg.DagsterInstance.ephemeral() as instance:
         yield Place(tmp_path, instance)
 

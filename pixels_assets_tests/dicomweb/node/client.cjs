@@ -1,6 +1,6 @@
 // Runs dcmjs' dicomweb-client against a server and prints what it got as JSON.
-// Arguments: folder with node_modules, address of the service, UIDs of study, series and instance.
-const [modules, url, study, series, instance] = process.argv.slice(2);
+// Arguments: folder with node_modules, address of the service, UIDs of study, series and instance, and a file to store before anything is asked for.
+const [modules, url, study, series, instance, file] = process.argv.slice(2);
 const { createRequire } = require("module");
 const load = createRequire(`${modules}/`);
 const crypto = require("crypto");
@@ -36,6 +36,11 @@ const uid = (rows, tag) => rows.map((row) => row[tag].Value[0]);
 (async () => {
   const client = new api.DICOMwebClient({ url, singlepart: "" });
   const found = {};
+  if (file) {
+    const data = Uint8Array.from(require("fs").readFileSync(file)).buffer;
+    const answer = await client.storeInstances({ datasets: [data] });
+    found.stored = uid((typeof answer === "string" ? JSON.parse(answer) : answer)["00081199"].Value, "00081155");
+  }
   found.studies = uid(await client.searchForStudies({ queryParams: { StudyInstanceUID: study } }), "0020000D");
   found.series = uid(await client.searchForSeries({ studyInstanceUID: study }), "0020000E");
   found.instances = uid(await client.searchForInstances({ studyInstanceUID: study, seriesInstanceUID: series }), "00080018");

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import phases
 from benchmarks.contenders import CONTENDERS
 from benchmarks.data import write_headers, write_images, write_zip
 
@@ -247,6 +248,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run and the summary")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the summary as PNG")
     parser.add_argument("--profile", action="store_true", help="show where the reader's time goes instead")
+    parser.add_argument(
+        "--phases",
+        type=int,
+        nargs="?",
+        const=5_000,
+        metavar="FILES",
+        help="show what of a batch of so many files is work and what is orchestration instead (default: 5000)",
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         folder = options.folder or Path(temporary)
@@ -254,6 +263,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.profile:
             write_headers(folder / "headers", options.headers or 2_000)
             print(profile(folder / "headers"))
+            return 0
+        if options.phases:
+            measured = phases.compare(folder / "phases", options.phases)
+            print(phases.table(measured["alone"], measured["within"]))
+            if options.json:
+                options.json.write_text(json.dumps(measured, indent=1))
             return 0
         runs = compare(dict(_sets(options, folder)), options.rounds)
     rows = summary(runs)

@@ -89,6 +89,11 @@ def reader_shuffled(folder: Path, out: Path) -> Counts:
 
 def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
     """One batch after the other through our engine into committed tables, without Dagster."""
+    import polars as pl  # noqa: F401 - before the next line, as the command does it
+
+    from pixels_assets.imports import Absent
+
+    sys.meta_path.insert(0, Absent("pandas"))
     from pixels_assets.engines.indexing import IndexSpec
     from pixels_assets.engines.local import LocalEngine, keep_workers, start_workers
     from pixels_assets.intake.listing import Listing

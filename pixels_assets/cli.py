@@ -17,6 +17,7 @@ from typing import Any
 
 from pixels_assets import __version__
 from pixels_assets.errors import PixelsError, UsageError
+from pixels_assets.imports import without
 from pixels_assets.settings import ENGINES, Settings, home
 
 _INTERRUPTED = 130
@@ -70,13 +71,19 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _long_import() -> Iterator[None]:
-    """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later."""
+    """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later.
+
+    And without what libraries load only because it is installed, a fifth of all: pandas (pyarrow), rich (structlog), requests (pydicom).
+    """
     if "pixels_assets.runs" in sys.modules:
         yield
         return
+    import polars as pl  # noqa: F401 - asks whether there is pandas, and would not take no for an answer
+
     gc.disable()
     try:
-        yield
+        with without("pandas", "rich", "requests"):
+            yield
     finally:
         gc.enable()
     gc.freeze()

@@ -19,7 +19,7 @@ from pixels_assets.cli import main
 ROOT = Path(__file__).parents[1]
 NAMES = ["CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm", "rtplan.dcm", "rtdose_1frame.dcm", "SC_rgb_rle.dcm", "liver_1frame.dcm", "reportsi.dcm"]
 OLD = 1_700_000_000
-SLOW_ITEMS = 40_000
+SLOW_ITEMS = 16_000
 
 
 def environment(home, **more):
@@ -76,13 +76,13 @@ def long_dicom(items):
     return buffer.getvalue() + b"\xfd\x7f\x01\x10SQ\0\0" + struct.pack("<L", len(item) * items) + item * items
 
 
-def fill(folder):
-    """Write a small pile of all sorts: images, an archive, what is damaged, and what is slow in the second of three batches."""
+def fill(folder, *, slow=True):
+    """Write a small pile of all sorts: images, an archive, what is damaged, and, if wanted, what is slow in the second of three batches."""
     folder.mkdir()
     files = [Path(str(get_testdata_file(name))).read_bytes() for name in NAMES]
     for number, data in enumerate(files):
         (folder / f"{number:02} Doe^Jane.dcm").write_bytes(data)
-    (folder / "05 slow").write_bytes(long_dicom(SLOW_ITEMS))
+    (folder / "05 slow").write_bytes(long_dicom(SLOW_ITEMS if slow else 1))
     (folder / "08 text").write_text("no image")
     (folder / "09 cut.dcm").write_bytes(files[0][:300])
     with zipfile.ZipFile(folder / "10.zip", "w") as archive:

@@ -12,7 +12,7 @@ from pixels_assets.engines.local import keep_workers
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest come first: processes that share the files then end at about the same time."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "spark", "ui"))))
     items.sort(key=lambda item: -slow[item.path])
 
 

@@ -25,7 +25,11 @@ from pixels_assets.orchestration.instance import shared_instance
 from pixels_assets_tests.commands import ROOT, assert_gone, environment, fill, ingest, ingest_here, start, workers_of
 from pixels_assets_tests.tablehash import rows_hash, table_hash, table_hashes, table_versions
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("kept_workers"),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +162,7 @@ def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(f
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")
         workers = wait_for_workers(process, tmp_path / "lake")
-        time.sleep(0.5)
+        time.sleep(0.3)
         os.killpg(process.pid, number)
         messages = process.stderr.read()
     assert process.returncode == 130
@@ -184,7 +188,7 @@ def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder
 # ------------------------------------------------------------------------------------------------------------------------------------- sources
 
 
-def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the_next_run_goes_on(tmp_path, undisturbed):
+def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the_next_run_goes_on(tmp_path, undisturbed, capsys):
     folder = fill(tmp_path / "in")
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")
@@ -199,9 +203,8 @@ def test_a_source_that_goes_away_in_mid_run_commits_nothing_of_its_batch_and_the
 
     # Others do not have to wait for it.
     (tmp_path / "other").mkdir()
-    code, _, messages = ingest(tmp_path / "other", tmp_path, "--lake", tmp_path / "lake")
-    assert code == 0
-    assert f"waits for its source folder {folder}, which is not there" in messages
+    assert ingest_here(tmp_path / "other", tmp_path)[0] == 0
+    assert f"waits for its source folder {folder}, which is not there" in capsys.readouterr().err
 
     (tmp_path / "away").rename(folder)
     assert ingest_here(folder, tmp_path)[0] == 0
@@ -307,9 +310,8 @@ def test_two_runs_of_one_folder_at_once_do_everything_once(folder, undisturbed, 
     assert table_hashes(tmp_path / "lake") == table_hashes(undisturbed / "lake")
 
 
-def test_two_folders_at_once_into_one_lake_both_land(folder, tmp_path):
-    other = tmp_path / "in"
-    shutil.copytree(folder, other)
+def test_two_folders_at_once_into_one_lake_both_land(tmp_path):
+    folder, other = (fill(tmp_path / name, slow=False) for name in ("in", "other"))
     two_batches = {"PIXELS_BATCH_FILES": "7", "PIXELS_WORKERS": "1"}
     with (
         start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path / "home", **two_batches) as first,

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "pixels_assets"
 FLOORS = (
     ("errors",),
-    ("settings",),
+    ("settings", "imports"),
     ("dicom",),
     ("intake",),
     ("lake",),

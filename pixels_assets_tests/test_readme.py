@@ -40,10 +40,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A working folder as the README assumes it: pydicom's files in `images`, and a lake of them."""
+    """A working folder as the README assumes it: some of pydicom's files in `images`, one twice, a text, and a lake of them."""
     folder = tmp_path_factory.mktemp("readme")
-    files = Path(get_testdata_file("CT_small.dcm")).parent
-    shutil.copytree(files, folder / "images", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+    images = folder / "images"
+    images.mkdir()
+    for name in ("CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm", "reportsi.dcm", "rtplan.dcm", "rtstruct.dcm", "zipMR.gz", "liver_1frame.dcm"):
+        shutil.copy(str(get_testdata_file(name)), images)
+    shutil.copy(images / "MR_small.dcm", images / "copy")
+    (images / "text").write_bytes(b"hello")
     command = folder / "bin" / "pixels"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pixels_assets.cli "$@"\n')

@@ -16,13 +16,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
 from pixels_assets.errors import PixelsError, place_of
+from pixels_assets.imports import Absent
 from pixels_assets.intake.objects import Failure, row_id
 
 logger = logging.getLogger(__name__)
@@ -157,15 +157,6 @@ class _Reporter:
         self._monitor.write(State(self._indexed, time.monotonic_ns(), row, self._file))
 
 
-class _NoPandas(MetaPathFinder):
-    """Makes pandas look absent: pyarrow would load it wherever it is installed, which takes half a second and 40 MiB, and no value here is of it."""
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        """Refuse pandas, and leave everything else to the finders behind this one."""
-        if fullname == "pandas":
-            raise ModuleNotFoundError(fullname, name=fullname)
-
-
 def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     """Serve orders until the connection closes.
 
@@ -178,7 +169,8 @@ def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     """
     _die_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
-    sys.meta_path.insert(0, _NoPandas())
+    # pyarrow would load it wherever it is installed, which takes half a second and 40 MiB, and no value here is of it.
+    sys.meta_path.insert(0, Absent("pandas"))
     reporter = _Reporter(connection := Connection(connection_fd), Monitor(monitor_fd))
     limited = False
     while True:

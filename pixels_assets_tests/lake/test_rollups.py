@@ -106,10 +106,10 @@ def test_following_every_change_gives_what_a_plain_loop_and_a_fresh_start_give(h
     assert contents(house.lake) == followed
 
 
-@pytest.mark.parametrize("batch_files", [5000, 10, 3])
+@pytest.mark.parametrize("batch_files", [5000, 6, 3])
 def test_batches_do_not_matter(house, batch_files) -> None:
     chance = random.Random(7)
-    for _ in range(30):
+    for _ in range(15):
         house.write(f"{chance.randint(0, 10**6)}.dcm", some_object(chance))
     house.look(batch_files=batch_files)
     house.run_pending()

@@ -4,6 +4,8 @@ export DAGSTER_HOME := $(CURDIR)
 export DAGSTER_DISABLE_TELEMETRY := 1
 PORT ?= 3000
 JOBS ?= 2
+# The tests' files lie in memory where there is plenty: on some disks, to wait for each commit takes as long as all the rest.
+IN_MEMORY := $(shell [ -w /dev/shm ] && awk -v free="$$(df -Pk /dev/shm | awk 'NR == 2 { print $$4 }')" '/^MemAvailable/ && $$2 > 8e6 && free > 4e6 { print "/dev/shm" }' /proc/meminfo 2>/dev/null)
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-compile -c constraints.txt
@@ -21,7 +23,7 @@ run: $(VENV)/.installed  ## ingest SRC=folder (without SRC: DICOM files that pyd
 	@: "$${SRC:=$$($(PY) -c 'from pydicom.data import DATA_ROOT; print(DATA_ROOT + "/test_files")')}" && $(VENV)/bin/pixels ingest -- "$$SRC"
 
 test: $(VENV)/.installed-test  ## run the tests; ARGS="-k words" chooses some, JOBS=1 runs one at a time, ARGS=--durations=20 tells the slowest
-	@$(PY) -m pytest $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
+	@$(if $(IN_MEMORY),PYTEST_DEBUG_TEMPROOT="$${PYTEST_DEBUG_TEMPROOT:-$(IN_MEMORY)}" )$(PY) -m pytest $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lint: $(VENV)/.installed-test  ## check style, format and types
 	@$(PY) -m ruff check && $(PY) -m ruff format --check && $(PY) -m mypy

@@ -7,6 +7,7 @@ has to be explained by a rule of the standard which the other program does not f
 import asyncio
 import io
 import re
+import struct
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
@@ -91,7 +92,10 @@ async def _objects(client, folder):
 def _copied(answer, path):
     keywords = [*KEYS, *(name for _, names in LEVELS.values() for name in names), *(name for names in COMPARED.values() for name in names)]
     ((_, data),) = parts_of(answer)
-    read = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True, specific_tags=[*keywords, "SpecificCharacterSet"])
+    try:
+        read = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True, specific_tags=[*keywords, "SpecificCharacterSet"])
+    except (OSError, struct.error):  # a damaged file, which pydicom does not read and the other program would not
+        return {}
     copy = Dataset()
     for element in read:
         copy[element.tag] = element

@@ -1,4 +1,4 @@
-"""What holds for all tests: in which order the files run, and that none leaves anything to those after it."""
+"""What holds for all tests: in which order the files run, which wait for PIXELS_LONG, and that none leaves anything to those after it."""
 
 import logging
 import os
@@ -14,6 +14,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest come first: processes that share the files then end at about the same time."""
     slow = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "spark", "ui"))))
     items.sort(key=lambda item: -slow[item.path])
+    if not os.environ.get("PIXELS_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="PIXELS_LONG is not set"))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -157,7 +157,7 @@ def test_a_second_run_and_another_number_of_workers_change_nothing(folder, undis
 # ---------------------------------------------------------------------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(folder, undisturbed, tmp_path, number):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")
@@ -274,7 +274,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("home_is_full_too", [False, True])
+@pytest.mark.parametrize("home_is_full_too", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_full_disk_is_a_message_and_the_run_goes_on_when_there_is_space_again(folder, undisturbed, small_disk, tmp_path, home_is_full_too):
     home = small_disk / "home" if home_is_full_too else tmp_path / "home"
     home.mkdir()
@@ -310,6 +310,7 @@ def test_two_runs_of_one_folder_at_once_do_everything_once(folder, undisturbed, 
     assert table_hashes(tmp_path / "lake") == table_hashes(undisturbed / "lake")
 
 
+@pytest.mark.long
 def test_two_folders_at_once_into_one_lake_both_land(tmp_path):
     folder, other = (fill(tmp_path / name, slow=False) for name in ("in", "other"))
     two_batches = {"PIXELS_BATCH_FILES": "7", "PIXELS_WORKERS": "1"}

@@ -48,6 +48,8 @@ PLAIN = {
 """Patient's name: file of pydicom; each gets a study of its own."""
 SEEN = {"alpha": 10, "beta": 6, "gamma": 4, "us-frames": 30, "us-palette": 1, "colour": 2, "jpeg-ls": 10, "j2k": 1, "rle": 1, "big-endian": 1}
 """Images of each study as the viewer counts them."""
+ALIKE = {"us-palette", "colour"}
+"""Those that take the way of others in the list."""
 PATIENCE = 90.0
 """Seconds to wait for something to happen on a busy machine; it is no measure of how long it takes."""
 
@@ -238,7 +240,7 @@ def test_the_study_list_shows_all_and_finds_by_name_and_modality(viewer: Viewer)
     assert page.get_by_text("study of us-frames", exact=True).count() == page.get_by_text("study of us-palette", exact=True).count() == 1
 
 
-@pytest.mark.parametrize("name", SEEN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in ALIKE else ()) for name in SEEN])
 def test_images_are_seen_and_scrolled(viewer: Viewer, name: str) -> None:
     viewer.open(name)
     assert viewer.page.evaluate(f"{VIEWPORT}.getImageIds().length") == SEEN[name]

@@ -351,7 +351,7 @@ def test_a_large_member_may_take_longer_than_the_time_limit_while_it_is_being_ex
     files = written(tmp_path / "in", a=data.getvalue())
     rows = run(tmp_path / "1", files, object_seconds=0.5)
     assert statuses(rows, tmp_path / "in") == {"a!/large": ("not_dicom", "not_dicom")}
-    rows = run(tmp_path / "2", files, object_seconds=0.5, around=killing([f"{files[0].path}!/large"], held=0))
+    rows = run(tmp_path / "2", files, object_seconds=0.5, around=killing([f"{files[0].path}!/large"], held=0, times=2))
     assert statuses(rows, tmp_path / "in") == {"a!/large": ("crashed", "signal_kill")}
     assert len(rows) == 4
 

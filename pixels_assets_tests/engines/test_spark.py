@@ -41,7 +41,7 @@ from pixels_assets_tests.tablehash import table_hashes
 CORPUS = os.environ.get("PIXELS_CORPUS")
 spark = pytest.mark.spark
 slow = pytest.mark.slow
-PARTITIONS = 6
+PARTITIONS = 4
 JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData"
 """Compile once and cheaply: no process here lives long enough for more to pay."""
 
@@ -322,7 +322,8 @@ def test_spark_with_two_workers_gives_the_same_tables(folder, expected, cluster,
 @slow
 @spark
 @pytest.mark.corpus
-@pytest.mark.skipif(not (CORPUS and os.environ.get("PIXELS_LONG")), reason="PIXELS_CORPUS and PIXELS_LONG are not both set")
+@pytest.mark.long
+@pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")
 def test_spark_gives_the_same_tables_of_the_corpus(cluster, session, tmp_path):
     assert ingest(CORPUS, tmp_path / "spark", **spark_settings(cluster)) == ingest(CORPUS, tmp_path / "local")
     read_headers_everywhere(session, tmp_path / "local")
@@ -533,6 +534,7 @@ def test_run_config_of_the_document_is_accepted_and_reaches_the_session(tmp_path
 
 @slow
 @spark
+@pytest.mark.long
 def test_a_command_on_this_machine_that_was_interrupted_goes_on_to_the_same_tables(folder, expected, cluster, tmp_path):
     home, lake = tmp_path / "home", tmp_path / "home" / "lake"
     command = ["ingest", folder, "--lake", lake, "--engine", "spark", "--partitions", "5"]

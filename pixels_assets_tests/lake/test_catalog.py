@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import random
 import shutil
 import subprocess
@@ -281,20 +282,21 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.slow
-def test_an_archive_of_20000_members_is_catalogued_in_bounded_memory(house) -> None:
+def test_an_archive_of_many_members_is_catalogued_in_bounded_memory(house) -> None:
+    count = 20_000 if os.environ.get("PIXELS_LONG") else 6_000
     # Members in an order that is not that of their names: each part of the metadata spans all names.
     with zipfile.ZipFile(house.source / "z.zip", "w") as packed:
-        for number in range(20_000):
-            packed.writestr(f"{(number * 7919) % 20_000:05}.txt", b"text %d" % number)
+        for number in range(count):
+            packed.writestr(f"{(number * 7919) % count:05}.txt", b"text %d" % number)
     house.ingest()
     (batch,) = manifests(house.lake).keys()
-    give_pictures(house, batch, 8 * 1024)  # 160 MB in all
+    give_pictures(house, batch, 8 * 1024 * 20_000 // count)  # 160 MB in all
     done = subprocess.run([sys.executable, "-c", BIG, house.lake], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = rows_of(house)
-    assert len(rows) == 20_001
+    assert len(rows) == count + 1
     pictures = rows.select("path", "thumbnail").filter(pl.col("thumbnail").is_not_null())
     assert all(data.startswith(path.encode()) for path, data in pictures.iter_rows())
-    assert len(pictures) == 20_000
+    assert len(pictures) == count
     assert int(done.stdout) < 150, f"{done.stdout} MiB"
 
 

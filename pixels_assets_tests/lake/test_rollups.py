@@ -87,7 +87,7 @@ def change_something(house, chance: random.Random) -> None:
             file.unlink()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_following_every_change_gives_what_a_plain_loop_and_a_fresh_start_give(house, seed, monkeypatch) -> None:
     monkeypatch.setattr(keyed, "PART_ROWS", 6)
     monkeypatch.setattr(keyed, "SMALL_FILES", 2)
@@ -300,7 +300,8 @@ def test_another_catalog_in_its_place_means_a_fresh_start(house) -> None:
 
 @pytest.mark.corpus
 @pytest.mark.slow
-@pytest.mark.skipif(not (CORPUS and os.environ.get("PIXELS_LONG")), reason="PIXELS_CORPUS and PIXELS_LONG are not both set")
+@pytest.mark.long
+@pytest.mark.skipif(not CORPUS, reason="PIXELS_CORPUS is not set")
 def test_the_corpus_in_one_three_and_ten_batches_gives_what_a_plain_loop_gives(new_house, tmp_path) -> None:
     corpus, found = Path(CORPUS or ""), []
     for batches in (1, 3, 10):

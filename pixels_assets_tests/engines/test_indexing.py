@@ -282,7 +282,7 @@ def thousands():
     return zip_of(first | {"in.tar.gz": inner, "D/0": b"only case is different"} | last | {"mr": MR}, zipfile.ZIP_STORED)
 
 
-@pytest.mark.parametrize(("segments", "rows"), [(0, 100), (1, 2001), (1, 3000), (2, 4400)])
+@pytest.mark.parametrize(("segments", "rows"), [(0, 100), pytest.param(1, 2001, marks=pytest.mark.long), (1, 3000), (2, 4400)])
 def test_an_attempt_goes_on_where_the_last_finished_stretch_ended(tmp_path, thousands, segments, rows):
     files = written(tmp_path / "in", a=CT, b=thousands, c=MR)
     extract = {"extract_to": tmp_path / "out"}

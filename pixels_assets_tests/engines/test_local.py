@@ -362,6 +362,7 @@ def test_an_object_that_needs_more_memory_than_allowed_is_crashed_and_its_siblin
     assert statuses(rows, tmp_path / "in") == {"b": ("crashed", "memory_limit")}
 
 
+@pytest.mark.long
 def test_an_object_that_grows_where_the_system_sets_no_limit_is_stopped_by_the_watch(tmp_path):
     files = written(tmp_path / "in", a=CT, b=long_dicom(120_000), c=MR)
 

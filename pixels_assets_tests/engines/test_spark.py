@@ -262,6 +262,7 @@ def spark_settings(cluster):
 
 
 @slow
+@pytest.mark.long
 def test_two_worker_processes_give_the_tables_of_one(folder, expected, tmp_path):
     assert ingest(folder, tmp_path / "lake", workers=2) == expected
 

@@ -170,6 +170,7 @@ def content(lake):
     return {name: scan(lake, name).collect().sort("path").rows() for name in BATCH_TABLES}
 
 
+@pytest.mark.long
 def test_two_runs_over_different_batches_at_once_both_land(batches) -> None:
     keys, lake, script = batches
     running = [start(script, key) for key in keys]

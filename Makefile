@@ -3,8 +3,7 @@
 export DAGSTER_HOME := $(CURDIR)
 export DAGSTER_DISABLE_TELEMETRY := 1
 PORT ?= 3000
-# Processes of the tests: one more than two cores, as many of them wait.
-JOBS ?= 3
+JOBS ?= 2
 # The tests' files lie in memory where there is plenty: on some disks, to wait for each commit takes as long as all the rest.
 IN_MEMORY := $(shell [ -w /dev/shm ] && awk -v free="$$(df -Pk /dev/shm | awk 'NR == 2 { print $$4 }')" '/^MemAvailable/ && $$2 > 8e6 && free > 4e6 { print "/dev/shm" }' /proc/meminfo 2>/dev/null)
 VENV := .venv

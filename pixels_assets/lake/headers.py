@@ -19,12 +19,13 @@ import os
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import polars as pl
@@ -51,16 +52,6 @@ OTHERS = "OtherElements"
 """Column of what has no column: private elements, those the dictionary does not know, and those whose value is of another shape than it says."""
 BY_BATCH, BY_DATE = "batch", "study_date"
 
-
-def _decoder() -> Callable[[memoryview], Mapping[str, Any]] | None:
-    try:
-        import msgspec
-    except ImportError:  # an environment that is older than this requirement: rows are made one by one there
-        return None
-    decode: Callable[[memoryview], Mapping[str, Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-    return decode
-
-
 _CHUNK_ROWS = 5_000
 _CHUNK_BYTES = 16 * 1024**2
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -80,8 +71,8 @@ _BINARY = pa.struct([("InlineBinary", pa.binary()), ("BulkDataURI", pa.string())
 _OTHERS = pa.list_(pa.struct([("tag", pa.string()), ("creator", pa.string()), ("vr", pa.string()), ("value", pa.string())]))
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "date": pa.date32(), "person": _PERSON, "binary": _BINARY}
 _DATE = re.compile(r"\s*(\d{4})\.?(\d{2})\.?(\d{2})\s*")
-_decode = _decoder()
-"""Cuts a data set into the texts of its elements; None where that cannot be done."""
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+"""Cuts a data set into the texts of its elements."""
 _KEYS = (
     pa.field("path", pa.string(), nullable=False),
     pa.field("content_hash", pa.string()),
@@ -640,7 +631,7 @@ class _Writer:
 
         Most elements of a series have the same text in all of its objects: each is read and converted once.
         """
-        if _decode is None or any(len(meta) >= LARGE_BYTES for _, meta in chunk):
+        if any(len(meta) >= LARGE_BYTES for _, meta in chunk):
             return None
         try:
             elements = _Elements(_decode(meta) for _, meta in chunk)

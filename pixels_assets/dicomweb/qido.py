@@ -31,6 +31,8 @@ MOST_RESULTS = 20_000
 MOST_SCANNED = 200_000
 """Objects whose metadata one search may read."""
 SCAN_SECONDS = 60.0
+_QUICK_RESULTS = 200
+"""So many results are written in a millisecond or two."""
 
 _LEVELS = (STUDY, SERIES, INSTANCE)
 _MORE_REMAIN = "The number of results exceeded the maximum supported by the server. Additional results can be requested."
@@ -93,6 +95,28 @@ def search(index: Index, snapshot: Snapshot, query: Query, level: str, base: str
     return Answer(rows, total, more=query.offset + len(rows) < total and len(rows) > 0)
 
 
+def is_quick(snapshot: Snapshot, query: Query, level: str) -> bool:
+    """Whether a search for studies or series takes a few milliseconds at most: changing to a thread and back costs as much, and more under load."""
+    if level == INSTANCE or query.limit is None or query.limit > _QUICK_RESULTS or _fields(query, level)[1]:
+        return False
+    by_level, deep = _sorted_out(snapshot, query)
+    return not deep and snapshot.studies.is_quick(by_level[STUDY]) and snapshot.series.is_quick(by_level[SERIES])
+
+
+def _sorted_out(snapshot: Snapshot, query: Query) -> tuple[dict[str, list[tuple[str, Condition]]], list[Condition]]:
+    """Conditions that columns of studies and of series answer, and those that none answers."""
+    by_level: dict[str, list[tuple[str, Condition]]] = {STUDY: [], SERIES: []}
+    deep: list[Condition] = []
+    levels = {STUDY: snapshot.studies, SERIES: snapshot.series}
+    for condition in query.conditions:
+        known = BY_PATH.get(condition.path)
+        if known is not None and known.level in levels and known.keyword in levels[known.level].columns:
+            by_level[known.level].append((known.keyword, condition))
+        else:
+            deep.append(condition)
+    return by_level, deep
+
+
 class _Search:
     """One search, from its conditions to rows."""
 
@@ -100,15 +124,7 @@ class _Search:
         self._index = index
         self._snapshot = snapshot
         self._scope = study, series
-        self._by_level: dict[str, list[tuple[str, Condition]]] = {STUDY: [], SERIES: []}
-        self._deep: list[Condition] = []
-        levels = {STUDY: snapshot.studies, SERIES: snapshot.series}
-        for condition in query.conditions:
-            known = BY_PATH.get(condition.path)
-            if known is not None and known.level in levels and known.keyword in levels[known.level].columns:
-                self._by_level[known.level].append((known.keyword, condition))
-            else:
-                self._deep.append(condition)
+        self._by_level, self._deep = _sorted_out(snapshot, query)
 
     def rows(self, level: str) -> Rows | None:
         """Rows of studies or series, in order; None for all."""
@@ -123,6 +139,8 @@ class _Search:
 
     def _find_rows(self, level: str) -> Rows | None:
         if level == STUDY and not (self._by_level[SERIES] or self._deep or self._scope[1]):
+            if self._scope[0] is None:
+                return self._snapshot.studies.rows(self._by_level[STUDY])
             studies = self._study_mask()
             return None if studies is None else np.flatnonzero(studies).astype(np.int32)
         series = self._series_mask()
@@ -296,7 +314,7 @@ def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str
 def _elements(level: Level, rows: Rows, keywords: Sequence[str], target: str) -> dict[int, list[str]]:
     """Elements of some rows as JSON, by tag; those without a value only where the answer has to have them."""
     known = [BY_KEYWORD[name] for name in keywords]
-    return {item.tag: elements(item.tag, item.vr, level.columns[item.keyword].take(rows), item.keyword in REQUIRED[target]) for item in known}
+    return {item.tag: level.columns[item.keyword].write(rows, item.tag, always=item.keyword in REQUIRED[target]) for item in known}
 
 
 def _objects(columns: dict[int, list[str]], links: Sequence[str], level: str) -> list[str]:
@@ -313,7 +331,11 @@ def _objects(columns: dict[int, list[str]], links: Sequence[str], level: str) ->
 
 def _links(base: str, keys: Iterable[Sequence[object]]) -> list[str]:
     names = ("studies", "series", "instances")
-    return [base + "".join(f"/{name}/{quote(str(uid), safe='')}" for name, uid in zip(names, uids, strict=False)) for uids in keys]
+    return [base + "".join(f"/{name}/{_quoted(str(uid))}" for name, uid in zip(names, uids, strict=False)) for uids in keys]
+
+
+def _quoted(uid: str) -> str:
+    return uid if uid.isascii() and uid.replace(".", "").isalnum() else quote(uid, safe="")
 
 
 def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instance], query: Query, base: str) -> list[str]:
@@ -399,7 +421,8 @@ async def _respond(service: Service, request: Request, level: str, study: str | 
         raise HTTPException(406, str(error)) from error
     snapshot = await service.snapshot()
     base = base_url(service, request)
-    found = await service.run(search, service.index, snapshot, query, level, base, study, series)
+    asked = service.index, snapshot, query, level, base, study, series
+    found = search(*asked) if is_quick(snapshot, query, level) else await service.run(search, *asked)
     response = Response(status_code=204) if not found.rows else Response(("[" + ",\n".join(found.rows) + "]").encode(), media_type=media)
     response.headers["X-Total-Count"] = str(found.total)
     response.headers["Cache-Control"] = "private, no-cache"

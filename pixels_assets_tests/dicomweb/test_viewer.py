@@ -57,8 +57,8 @@ PATIENCE = 90.0
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 
-SCREEN = {"width": 1200, "height": 700}
-"""Small, as each pixel is drawn by the processor; with a profile on disk the viewer's scripts are compiled once and not for each page."""
+SCREEN, SCALE = {"width": 1200, "height": 700}, 0.5
+"""Few and coarse pixels, as each is drawn by the processor; with a profile on disk the viewer's scripts are compiled once and not for each page."""
 
 VIEWPORT = "window.services.cornerstoneViewportService.getRenderingEngine().getViewports()[0]"
 READY = f"window.services?.cornerstoneViewportService?.getRenderingEngine()?.getViewports()?.length && {VIEWPORT}.viewportStatus === 'rendered'"
@@ -189,7 +189,8 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     try:
         wait_for(f"{url}/app-config.js", server)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch_persistent_context(place / "profile", executable_path=chromium, args=FLAGS, viewport=SCREEN)
+            options = {"viewport": SCREEN, "device_scale_factor": SCALE, "reduced_motion": "reduce"}
+            browser = playwright.chromium.launch_persistent_context(place / "profile", executable_path=chromium, args=FLAGS, **options)
             page = browser.pages[0]
             page.set_default_timeout(PATIENCE * 1000)
             running = Viewer(page, url, lake, studies)

@@ -282,16 +282,23 @@ def thousands():
     return zip_of(first | {"in.tar.gz": inner, "D/0": b"only case is different"} | last | {"mr": MR}, zipfile.ZIP_STORED)
 
 
-@pytest.mark.parametrize(("segments", "rows"), [(0, 100), pytest.param(1, 2001, marks=pytest.mark.long), (1, 3000), (2, 4400)])
-def test_an_attempt_goes_on_where_the_last_finished_stretch_ended(tmp_path, thousands, segments, rows):
-    files = written(tmp_path / "in", a=CT, b=thousands, c=MR)
-    extract = {"extract_to": tmp_path / "out"}
-    whole, undisturbed = index(files, spec_of(tmp_path, "whole", **extract))
-    assert len(undisturbed.segments) == 3
-    kept = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, thousands):
+    """Files, where their members were extracted to by an attempt that nothing happened to, its rows, and what it extracted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    files, out = written(folder / "in", a=CT, b=thousands, c=MR), folder / "out"
+    whole, supervisor = index(files, spec_of(folder, extract_to=out))
+    assert len(supervisor.segments) == 3
+    kept = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert len(kept) == 1800 + 1501 + 1201 + 1
+    return files, out, whole, kept
 
-    spec = spec_of(tmp_path, "again", extract_to=tmp_path / "out again")
+
+@pytest.mark.parametrize(("segments", "rows"), [(0, 100), pytest.param(1, 2001, marks=pytest.mark.long), (1, 3000), (2, 4400)])
+def test_an_attempt_goes_on_where_the_last_finished_stretch_ended(tmp_path, undisturbed, segments, rows):
+    files, out, whole, kept = undisturbed
+    again = tmp_path / "again"
+    spec = spec_of(tmp_path, extract_to=again)
     first = StopsAfter(segments, rows)
     with pytest.raises(StoppedError):
         index(files, spec, first)
@@ -304,9 +311,8 @@ def test_an_attempt_goes_on_where_the_last_finished_stretch_ended(tmp_path, thou
     for name, table in whole.items():
         assert resumed[name].keys() == table.keys()
         for path, row in table.items():
-            expected = row | ({"local_path": row["local_path"].replace("/out/", "/out again/")} if "local_path" in row else {})
+            expected = row | ({"local_path": row["local_path"].replace(f"{out}/", f"{again}/")} if "local_path" in row else {})
             assert resumed[name][path] == expected
-    again = tmp_path / "out again"
     assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*") if path.is_file()} == kept
 
 

@@ -377,7 +377,7 @@ def test_an_object_that_grows_where_the_system_sets_no_limit_is_stopped_by_the_w
 # -------------------------------------------------------------------------------------------------------------------------- nothing is left behind
 
 
-def test_neither_descriptors_nor_files_are_left_over_60_shards(tmp_path, monkeypatch):
+def test_neither_descriptors_nor_files_are_left_over_many_shards(tmp_path, monkeypatch):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -387,9 +387,9 @@ def test_neither_descriptors_nor_files_are_left_over_60_shards(tmp_path, monkeyp
     with LocalEngine(2) as engine:
         engine.run([Shard(0, (file,)), Shard(1, (file,))], spec_of(tmp_path))
         open_files = {pid: open_descriptors(pid) for pid in children()}
-        outcome = engine.run([Shard(number, (file,)) for number in range(60)], spec_of(tmp_path))
+        outcome = engine.run([Shard(number, (file,)) for number in range(20)], spec_of(tmp_path))
         assert {pid: open_descriptors(pid) for pid in children()} == open_files
-    assert outcome.tally.objects == 180
+    assert outcome.tally.objects == 60
     assert open_descriptors("self") == before
     assert not list(temporary.iterdir())
     assert not children()

@@ -42,7 +42,8 @@ CORPUS = os.environ.get("PIXELS_CORPUS")
 spark = pytest.mark.spark
 slow = pytest.mark.slow
 PARTITIONS = 4
-JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData"
+JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData -XX:-BytecodeVerificationRemote"
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 """Compile once and cheaply: no process here lives long enough for more to pay."""
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
@@ -209,7 +210,9 @@ def environment(tmp_path_factory):
 def session(cluster):
     """The session that everything in this process gets, since there can be one only."""
     before = signal.getsignal(signal.SIGINT)
-    with EngineResource(engine="spark", spark_master=cluster.master, spark_config={"spark.sql.shuffle.partitions": "2"}).start() as engine:
+    with EngineResource(
+        engine="spark", spark_master=cluster.master, spark_config=INTERPRETED | {"spark.sql.shuffle.partitions": "2"}
+    ).start() as engine:
         made = engine.session
         assert signal.getsignal(signal.SIGINT) is before
         deadline = time.monotonic() + 60

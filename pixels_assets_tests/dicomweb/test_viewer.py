@@ -331,7 +331,7 @@ def test_what_is_drawn_is_saved_with_its_lineage_and_seen_again(viewer: Viewer) 
     viewer.open("alpha")
     plain = viewer.pixels("alpha-again")
     viewer.open_stored("SEG")
-    page.get_by_role("button", name="Yes").click()
+    page.get_by_role("button", name="Yes").press("Enter")  # where a mouse may have to wait for what lies over it
     page.wait_for_function("window.services.segmentationService.getSegmentations().length === 1")
     covered = viewer.pixels("alpha-segmentation")
     assert np.ptp(covered, axis=2).max() > 50  # coloured, on a grey image

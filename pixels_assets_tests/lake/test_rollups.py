@@ -233,7 +233,7 @@ def test_a_series_shows_its_middle_image_and_a_study_its_largest_series(house) -
         assert (row["representative_path"], row["thumbnail"], row["mime"]) == (f"{house.source}/2.dcm", image, "image/png")
 
 
-@pytest.mark.parametrize("last", ["instances", "uid_conflicts", "series", "studies"])
+@pytest.mark.parametrize("last", ["instances", *(pytest.param(name, marks=pytest.mark.long) for name in ("uid_conflicts", "series")), "studies"])
 def test_an_update_that_ended_between_two_tables_is_made_up_for(house, last, monkeypatch) -> None:
     chance = random.Random(3)
     for _ in range(3):

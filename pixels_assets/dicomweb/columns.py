@@ -28,6 +28,8 @@ _FEW = 8
 """So many comparisons of all rows cost less than a look-up for each row."""
 _SELECTIVE, _MOST_LISTED = 1000, 65_536
 """Rows are ordered by a column with more distinct values than the one, and listed where there are at most as many as the other."""
+_APART = 256
+"""One of so many distinct values is at hand, to find the others by."""
 _MOST_WRITTEN = 32_768
 """Elements that a column keeps as JSON, and distinct values of a column of text that does so."""
 _QUICK_VALUES, _QUICK_ROWS, _QUICK_LIST = 50_000, 2_000_000, 100
@@ -115,13 +117,27 @@ class TextColumn:
         """Rows that a condition accepts."""
         if self._is_whole(condition):
             return self._rows_of([code for code in map(self._code_of, condition.values) if code >= 0])
-        wanted = _matching(self._compared, condition)
-        wanted[self._composed] = False
-        wanted[self._owners[_matching(self._parts, condition)]] = True
+        wanted = self._wanted(condition)
         if np.count_nonzero(wanted) > _FEW:
             mask: Mask = np.append(wanted, False).take(self.codes)  # the code of an absent value, -1, is the last entry
             return mask
         return self._rows_of(np.flatnonzero(wanted).tolist())
+
+    def _wanted(self, condition: Condition) -> Mask:
+        """Distinct values that a condition accepts."""
+        if self._is_whole(condition):
+            wanted: Mask = np.zeros(len(self.distinct), np.bool_)
+            wanted[[code for code in map(self._code_of, condition.values) if code >= 0]] = True
+            return wanted
+        wanted = _matching(self._compared, condition)
+        wanted[self._composed] = False
+        wanted[self._owners[_matching(self._parts, condition)]] = True
+        return wanted
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts."""
+        found: Mask = np.append(self._wanted(condition), False).take(self.codes[rows])
+        return found
 
     def listed(self, condition: Condition) -> Rows | None:
         """Rows that a condition accepts, in order, where they are few and found without passing over all; None where that is not so."""
@@ -184,30 +200,37 @@ class TextColumn:
             mask |= self.codes == code
         return mask
 
+    def _bytes_of(self, code: int) -> bytes:
+        borders, data = self._raw
+        return bytes(data[borders[code] : borders[code + 1]])
+
     @cached_property
     def _raw(self) -> tuple[memoryview, memoryview]:
         """Borders of the distinct values, and their bytes."""
         _, borders, data = self.distinct.buffers()
         return memoryview(borders).cast("b").cast("i")[self.distinct.offset :], memoryview(data or b"")
 
+    @cached_property
+    def _landmarks(self) -> list[bytes]:
+        return [self._bytes_of(code) for code in range(0, len(self.distinct), _APART)]
+
     def _code_of(self, text: str) -> int:
         """Code of a text; -1 where there is none."""
         if not len(self.distinct):
             return -1
-        wanted, (borders, data) = text.encode("utf-8", "surrogatepass"), self._raw
-
-        def at(place: int) -> bytes:
-            return bytes(data[borders[place] : borders[place + 1]])
-
         # Bytes of UTF-8 have the order of the characters.
-        place = bisect_left(range(len(self.distinct)), wanted, key=at)
-        return place if place < len(self.distinct) and at(place) == wanted else -1
+        wanted = text.encode("utf-8", "surrogatepass")
+        above = bisect_left(self._landmarks, wanted) * _APART
+        place = bisect_left(range(len(self.distinct)), wanted, max(0, above - _APART), min(above, len(self.distinct)), key=self._bytes_of)
+        return place if place < len(self.distinct) and self._bytes_of(place) == wanted else -1
 
     def take(self, rows: Rows) -> list[str | None]:
         """Values of some rows."""
         return self._texts(self.codes[rows])
 
     def _texts(self, codes: Codes) -> list[str | None]:
+        if len(codes) <= _FEW:
+            return [None if code < 0 else self._bytes_of(code).decode() for code in codes.tolist()]
         found: list[str | None] = self.distinct.take(pa.array(codes, mask=codes < 0)).to_pylist()
         return found
 
@@ -278,20 +301,27 @@ class NumberColumn:
 
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts."""
+        return self._accepted(self.values, condition)
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts."""
+        return self._accepted(self.values[rows], condition)
+
+    def _accepted(self, values: NDArray[Any], condition: Condition) -> Mask:
         if self.is_date and condition.is_range:
             low, high = self._bounds(condition)
-            mask: Mask = self.values >= low
+            mask: Mask = values >= low
             if condition.high is not None:
-                mask &= self.values <= high
+                mask &= values <= high
             return mask
-        mask = np.zeros(len(self.values), np.bool_)
+        mask = np.zeros(len(values), np.bool_)
         for text in condition.values:
             try:
                 number = float(text)
             except ValueError:
                 continue
             if self.is_fraction or (number.is_integer() and abs(number) < 2**62):
-                mask |= self.values == (number if self.is_fraction else int(number))
+                mask |= values == (number if self.is_fraction else int(number))
         return mask
 
     def _bounds(self, condition: Condition) -> tuple[np.int32, np.int32]:
@@ -353,6 +383,10 @@ class EmptyColumn:
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts: none."""
         return np.zeros(self._count, np.bool_)
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts: none."""
+        return np.zeros(len(rows), np.bool_)
 
     def listed(self, condition: Condition) -> Rows:
         """Rows that a condition accepts: none."""
@@ -434,7 +468,7 @@ class Level:
         found = fewest
         for (keyword, condition), rows in zip(conditions, listed, strict=True):
             if rows is not fewest and len(found):
-                found = found[self.columns[keyword].match(condition)[found]]
+                found = found[self.columns[keyword].among(found, condition)]
         return found
 
     def is_quick(self, conditions: Iterable[tuple[str, Condition]]) -> bool:

@@ -7,6 +7,7 @@ wanted. Must not know HTTP, nor where rows come from.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,6 +89,17 @@ class TextColumn:
         self._compared = self._as_compared()
         self._composed, self._parts, self._owners = self._taken_apart()
         self._written = _Written(vr)
+        self._is_unique = len(self.distinct) == len(self.codes)
+        """No two rows have the same value, and every value that there is has a row."""
+
+    def of_rows(self, rows: Rows) -> "TextColumn":
+        """Make a column of the values of some rows, which may repeat, as series have those of their study."""
+        found = copy(self)
+        for name in ("_row_of", "_order"):
+            found.__dict__.pop(name, None)
+        found.codes = self.codes[rows]
+        found._is_unique = self._is_unique and bool(np.all(np.bincount(rows, minlength=len(self.codes)) == 1))
+        return found
 
     def _as_compared(self) -> pa.StringArray:
         """Distinct values as they are compared."""
@@ -160,8 +172,7 @@ class TextColumn:
 
     def _is_exact(self, condition: Condition) -> bool:
         """Whether rows are those that have one of some whole texts, each of which few have."""
-        is_selective = len(self.distinct) > _SELECTIVE or len(self.distinct) == len(self.codes)
-        return is_selective and self._is_whole(condition)
+        return (len(self.distinct) > _SELECTIVE or self._is_unique) and self._is_whole(condition)
 
     def _is_whole(self, condition: Condition) -> bool:
         """Whether rows are those that have one of some whole texts."""
@@ -170,7 +181,7 @@ class TextColumn:
     @cached_property
     def _row_of(self) -> Rows | None:
         """Row of each code, where no two rows have the same value."""
-        if len(self.distinct) != len(self.codes):
+        if not self._is_unique:
             return None
         rows = np.empty(len(self.codes), np.int32)
         rows[self.codes] = np.arange(len(rows), dtype=np.int32)

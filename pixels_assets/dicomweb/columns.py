@@ -5,7 +5,7 @@ integers, and wildcards are looked for once per distinct value. What few rows ha
 wanted. Must not know HTTP, nor where rows come from.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ _SELECTIVE, _MOST_LISTED = 1000, 65_536
 """Rows are ordered by a column with more distinct values than the one, and listed where there are at most as many as the other."""
 _APART = 256
 """One of so many distinct values is at hand, to find the others by."""
+_TRIED, _MOST_PASSED = 3, 1 << 24
+"""So many first characters of a piece of text are looked for in at most so many bytes of texts at once."""
 _MOST_WRITTEN = 32_768
 """Elements that a column keeps as JSON, and distinct values of a column of text that does so."""
 _QUICK_VALUES, _QUICK_ROWS, _QUICK_LIST = 50_000, 2_000_000, 100
@@ -95,7 +97,7 @@ class TextColumn:
     def of_rows(self, rows: Rows) -> "TextColumn":
         """Make a column of the values of some rows, which may repeat, as series have those of their study."""
         found = copy(self)
-        for name in ("_row_of", "_order"):
+        for name in ("_row_of", "_order", "_starts"):
             found.__dict__.pop(name, None)
         found.codes = self.codes[rows]
         found._is_unique = self._is_unique and bool(np.all(np.bincount(rows, minlength=len(self.codes)) == 1))
@@ -130,7 +132,7 @@ class TextColumn:
         if self._is_whole(condition):
             return self._rows_of([code for code in map(self._code_of, condition.values) if code >= 0])
         wanted = self._wanted(condition)
-        if np.count_nonzero(wanted) > _FEW:
+        if np.count_nonzero(wanted) > _SELECTIVE:
             mask: Mask = np.append(wanted, False).take(self.codes)  # the code of an absent value, -1, is the last entry
             return mask
         return self._rows_of(np.flatnonzero(wanted).tolist())
@@ -168,7 +170,7 @@ class TextColumn:
         if condition.pattern is not None or len(condition.values) > _QUICK_LIST:
             return False
         is_ordered = "_order" in self.__dict__ or self.__dict__.get("_row_of") is not None
-        return len(self.distinct) <= _QUICK_VALUES or (self._is_exact(condition) and is_ordered)
+        return len(self.distinct) <= _SELECTIVE or (is_ordered and (self._is_exact(condition) or len(self.distinct) <= _QUICK_VALUES))
 
     def _is_exact(self, condition: Condition) -> bool:
         """Whether rows are those that have one of some whole texts, each of which few have."""
@@ -192,16 +194,24 @@ class TextColumn:
         """Rows by code."""
         return np.argsort(self.codes, kind="stable").astype(np.int32)
 
+    @cached_property
+    def _starts(self) -> Rows:
+        """Where the rows of each code begin in the order, and at last where those of the last one end."""
+        counts = np.bincount(self.codes + np.int32(1), minlength=len(self.distinct) + 1)  # those without a value come first
+        return np.cumsum(counts).astype(np.int32)
+
     def _run(self, code: int) -> Rows:
         """Rows of a code, in order."""
-        order, codes = self._order, self.codes
-        start, end = (find(range(len(order)), code, key=lambda place: codes[order[place]]) for find in (bisect_left, bisect_right))
-        return order[start:end]
+        return self._order[self._starts[code] : self._starts[code + 1]]
 
     def _rows_of(self, codes: Sequence[int]) -> Mask:
         mask: Mask = np.zeros(len(self.codes), np.bool_)
         if self._row_of is not None:
             mask[self._row_of[codes]] = True
+            return mask
+        if len(self.distinct) > _SELECTIVE and len(codes) <= _SELECTIVE:
+            if codes:
+                mask[np.concatenate([self._run(code) for code in codes])] = True
             return mask
         if len(codes) > _FEW:
             wanted = np.zeros(len(self.distinct) + 1, np.bool_)
@@ -264,11 +274,12 @@ def _matching(texts: pa.StringArray, condition: Condition) -> Mask:
     """Which of some texts, each written as it is compared, a condition accepts."""
     if condition.literal is not None:
         kind, text = condition.literal
-        match = {"contains": pc.match_substring, "starts": pc.starts_with, "ends": pc.ends_with}[kind]
-        found = match(texts, text)
+        if kind == "contains":
+            return _containing(texts, text)
+        found = pc.starts_with(texts, text) if kind == "starts" else pc.ends_with(texts, text)
     elif condition.pattern is not None:
         # Patterns are dear: they are tried on what has their longest piece of plain text.
-        may = _mask(pc.match_substring(texts, condition.piece)) if condition.piece else np.ones(len(texts), np.bool_)
+        may = _containing(texts, condition.piece) if condition.piece else np.ones(len(texts), np.bool_)
         places = np.flatnonzero(may)
         may[places] = _mask(pc.match_substring_regex(texts.take(pa.array(places)), f"^{condition.pattern}$"))
         return may
@@ -281,6 +292,29 @@ def _matching(texts: pa.StringArray, condition: Condition) -> Mask:
     else:
         found = pc.is_in(texts, value_set=pa.array(condition.values, pa.string()))
     return _mask(found)
+
+
+def _containing(texts: pa.StringArray, piece: str) -> Mask:
+    """Which of some texts contain another one."""
+    wanted = np.frombuffer(piece.encode("utf-8", "surrogatepass"), np.uint8)
+    _, borders, data = texts.buffers()
+    if piece and len(texts) and data is not None and not texts.null_count and data.size <= _MOST_PASSED:
+        # All texts are passed over as one: several times as fast as one by one, as long as few of them have the first characters.
+        ends = np.frombuffer(borders, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        whole = np.frombuffer(data, np.uint8)[: ends[-1]]
+        places = max(0, len(whole) - len(wanted) + 1)
+        may = whole[:places] == wanted[0]
+        for at, byte in enumerate(wanted[1:_TRIED], 1):
+            may &= whole[at : places + at] == byte
+        if np.count_nonzero(may) < len(texts) // _TRIED:
+            found = np.flatnonzero(may)
+            for at, byte in enumerate(wanted[_TRIED:], _TRIED):
+                found = found[whole[found + at] == byte]
+            rows = np.searchsorted(ends, found, side="right") - 1
+            mask: Mask = np.zeros(len(texts), np.bool_)
+            mask[rows[(rows >= 0) & (found + len(wanted) <= ends[rows + 1])]] = True
+            return mask
+    return _mask(pc.match_substring(texts, piece))
 
 
 def _mask(found: pa.BooleanArray) -> Mask:

@@ -108,8 +108,8 @@ class _Worker:
             "OMP_NUM_THREADS": "1",
             # What large objects took is given back when they are done, so that what the next one may take does not depend on them. What usual
             # ones took is not: a third of their time would go into asking for it again.
-            "MALLOC_MMAP_THRESHOLD_": str(8 * MIB),
-            "MALLOC_TRIM_THRESHOLD_": str(16 * MIB),
+            "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),
+            "MALLOC_TRIM_THRESHOLD_": str(64 * MIB),
             "MALLOC_ARENA_MAX": "1",
             "ARROW_DEFAULT_MEMORY_POOL": "system",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),

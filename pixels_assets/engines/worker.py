@@ -7,6 +7,7 @@ object is in hand, so that the parent knows it even when this process is killed 
 """
 
 import ctypes
+import gc
 import logging
 import mmap
 import os
@@ -55,6 +56,7 @@ RESTING = -1
 MONITOR_BYTES = 8 * len(State._fields)
 
 _PR_SET_PDEATHSIG = 1
+_YOUNG_OBJECTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,9 @@ def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
     # pyarrow would load it wherever it is installed, which takes half a second and 40 MiB, and no value here is of it.
     sys.meta_path.insert(0, Absent("pandas"))
+    # What is remembered of headers stays, and nearly all else goes without the collector: it would look at the former again and again.
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 50, 1000)
     reporter = _Reporter(connection := Connection(connection_fd), Monitor(monitor_fd))
     limited = False
     while True:

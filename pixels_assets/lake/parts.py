@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MIB = 1024**2
 GROUP_ROWS = 512
 """Rows of one row group in tables that hold binaries: a lookup by path then reads few thumbnails that it does not need."""
-GROUP_BYTES = 8 * MIB
+GROUP_BYTES = 16 * MIB
 """Bytes of values that are buffered before they become a row group."""
 STATISTICS_CHARACTERS = 256
 """Longest text in statistics. Delta's usual 32 would cut addresses and UIDs within their common prefix and prune nothing."""
@@ -312,6 +312,8 @@ class PartWriter:
         self._group_rows = GROUP_ROWS if any(map(pa.types.is_binary, self._types.values())) else rows
         self._kinds_within: dict[str, set[type]] = {}
         self._shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], _Shape] = {}
+        self._last_kinds: tuple[tuple[str, ...], tuple[type, ...]] | None = None
+        self._last_shape = _Shape((), 0, _getter([]), [])
         self._rows: list[tuple[tuple[str, ...], tuple[object, ...]]] = []
         self._group_bytes = self._part_bytes = 0
         self._file: PartFile | None = None
@@ -338,9 +340,13 @@ class PartWriter:
             A value is of a type that its column cannot hold.
         """
         values: tuple[Any, ...] = tuple(row.values())
-        # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds.
-        kinds = tuple(map(type, values))
-        shape = self._shapes.get((tuple(row), kinds)) or self._check(row, kinds)
+        # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds. Most are as the last one.
+        kinds = tuple(row), tuple(map(type, values))
+        if kinds == self._last_kinds:
+            shape = self._last_shape
+        else:
+            shape = self._last_shape = self._shapes.get(kinds) or self._check(row, kinds)
+            self._last_kinds = kinds
         weight = shape.fixed + sum(map(len, shape.sized(values)))
         for at, kinds_within in shape.lists:
             value = values[at]
@@ -358,7 +364,7 @@ class PartWriter:
         elif len(self._rows) >= self._group_rows or self._group_bytes >= GROUP_BYTES:
             self._flush()
 
-    def _check(self, row: Mapping[str, object], kinds: tuple[type, ...]) -> "_Shape":
+    def _check(self, row: Mapping[str, object], kinds: tuple[tuple[str, ...], tuple[type, ...]]) -> "_Shape":
         """Check a row of columns and types that were not met before."""
         for name, value in row.items():
             if name not in self._weighers:
@@ -377,7 +383,7 @@ class PartWriter:
         sized = [at for at in places if pa.types.is_string(types[at]) or pa.types.is_binary(types[at])]
         lists = [(at, self._kinds_within.setdefault(names[at], set())) for at in places if pa.types.is_list(types[at])]
         fixed = _FIXED_BYTES * (len(places) - len(sized) - len(lists))
-        shape = self._shapes[names, kinds] = _Shape(names, fixed, _getter(sized), lists)
+        shape = self._shapes[kinds] = _Shape(names, fixed, _getter(sized), lists)
         return shape
 
     def _weigh(self, name: str, value: object) -> int:

@@ -360,10 +360,8 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         "meta": None,
         "file_meta": None,
         "header": None,
-        **_NO_VALUES,
+        "warnings": (warnings := list(found.warnings)),
     }
-    warnings = list(found.warnings)
-    row["warnings"] = warnings
     image: Thumbnail | NoThumbnail = NoThumbnail("not_an_image", "the object is not a DICOM object")
     if found.failure is not None:
         _fail(row, found.failure)
@@ -374,6 +372,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         image, header = _read_dicom(found, spec, row, warnings)
     else:
         _fail(row, Failure(Status.NOT_DICOM, "not_dicom", f"the content is not DICOM but {found.file_type}"))
+    row.update(_NO_VALUES if header is None else header.values)
     return row, image, header
 
 
@@ -393,7 +392,6 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
         _fail(row, Failure(Status(header.status), header.code, header.message))
         return NoThumbnail(header.code, header.message), None
     row["meta"], row["file_meta"], row["header"] = header.meta, header.file_meta, header.header
-    row.update(header.values)
     warnings += [warning for warning in header.warnings if warning not in warnings]
     if found.file_type != "dicomdir":
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]

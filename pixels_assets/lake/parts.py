@@ -45,6 +45,7 @@ _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
 _FIXED_BYTES = 8
 _MAX_SHAPES = 500
+_FEW = 8
 _ONLY_TEXT = {str}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -154,6 +155,8 @@ class PartFile:
         Schema of the file.
     empty : collection of str
         Columns of which no values are expected: they are not compressed, which would be most of the work when many of a hundred columns are empty.
+    few : collection of str
+        Columns of which a few values are expected, again and again: their dictionary is all there is to store, and is not compressed either.
 
     Raises
     ------
@@ -161,14 +164,24 @@ class PartFile:
         The file cannot be written.
     """
 
-    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema, *, empty: Collection[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        lake: Path,
+        table: Table,
+        batch: str | None,
+        name: str,
+        schema: pa.Schema,
+        *,
+        empty: Collection[str] = frozenset(),
+        few: Collection[str] = frozenset(),
+    ) -> None:
         self._table, self._schema = table, schema
         self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
         self._unfinished = self._folder / f"{_UNFINISHED}{self._final.name}"
         self._action = f"write a part of {table.name}"
         self._bounds: dict[str, list[Any]] = {}
-        names = set(schema.names)
+        names, bare = set(schema.names), {*empty, *few}
         self._nulls = {column: 0 for column in table.statistics if column in names}
         self.rows = 0
         with lake_errors(self._action, self._folder):
@@ -179,8 +192,8 @@ class PartFile:
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
-            compression={leaf: "none" if item.name in empty else "zstd" for item in schema for leaf in _leaves(item.name, item.type)},
-            compression_level={leaf: 1 for item in schema if item.name not in empty for leaf in _leaves(item.name, item.type)},
+            compression={leaf: "none" if item.name in bare else "zstd" for item in schema for leaf in _leaves(item.name, item.type)},
+            compression_level={leaf: 1 for item in schema if item.name not in bare for leaf in _leaves(item.name, item.type)},
             use_dictionary=[item.name for item in table.columns if item.repeats and item.name in names and item.name not in empty],
             write_statistics=[item.name for item in table.columns if item.name in names and _has_order(item.type) and not item.is_json],
         )
@@ -309,6 +322,7 @@ class PartWriter:
         self._lake, self._table, self._batch, self._name = lake, table, validate_batch(batch), validate_batch(name)
         self._limits = rows, size
         self._schema, self._types, self._weighers, self._required = _layout(table)
+        self._repeating = [item.name for item in table.columns if item.repeats and item.name in self._types and not pa.types.is_nested(item.type)]
         self._group_rows = GROUP_ROWS if any(map(pa.types.is_binary, self._types.values())) else rows
         self._kinds_within: dict[str, set[type]] = {}
         self._shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], _Shape] = {}
@@ -448,7 +462,8 @@ class PartWriter:
         columns = [_array(values.get(name, none), kind) for name, kind in self._types.items()]
         if self._file is None:
             empty = {name for name, column in zip(self._types, columns, strict=True) if column.null_count == len(column)}
-            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema, empty=empty)
+            few = {name for name in self._repeating if name in values and name not in empty and len(set(values[name])) <= _FEW}
+            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema, empty=empty, few=few)
             self._count += 1
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows.clear()

@@ -109,8 +109,9 @@ def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
             from pixels_assets.intake.listing import Listing
             from pixels_assets.intake.objects import SourceFile
             from pixels_assets.lake.commit import create_tables
+            from pixels_assets.lake.schema import TABLES
 
-        create_tables(settings.lake)
+        create_tables(settings.lake, [TABLES[name] for name in outputs])
         files = (file for file in Listing(str(folder)) if isinstance(file, SourceFile))
         with LocalEngine(CORES) as engine:
             for number in itertools.count():

@@ -19,7 +19,7 @@ from pixels_assets_tests.tablehash import table_hashes
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")]
 
-KILLS = int(os.environ.get("PIXELS_KILLS") or 2)
+KILLS = int(os.environ.get("PIXELS_KILLS") or 1)
 CORPUS = os.environ.get("PIXELS_CORPUS") if os.environ.get("PIXELS_KILLS") else None
 FILES = int(os.environ.get("PIXELS_KILL_FILES") or 0)
 BATCH_FILES = str(max(FILES // 20, 5)) if FILES else "200" if CORPUS else "5"

@@ -1,13 +1,16 @@
 """One level of the information model in memory, as columns that a search passes over in milliseconds.
 
 Text is kept as its sorted distinct values and a number per row, so that exact, list, prefix and range conditions become comparisons of small
-integers, and wildcards are looked for once per distinct value. Must not know HTTP, nor where rows come from.
+integers, and wildcards are looked for once per distinct value. What few rows have is found in an order of the rows by value, made when it is first
+wanted. Must not know HTTP, nor where rows come from.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +18,52 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pixels_assets.dicomweb.matching import Condition, comparable
+from pixels_assets.dicomweb.model import elements
 
 __all__ = ["Level", "NumberColumn", "TextColumn", "make_column"]
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int32]
+Codes = NDArray[np.signedinteger[Any]]
 _FEW = 8
 """So many comparisons of all rows cost less than a look-up for each row."""
+_SELECTIVE, _MOST_LISTED = 1000, 65_536
+"""Rows are ordered by a column with more distinct values than the one, and listed where there are at most as many as the other."""
+_APART = 256
+"""One of so many distinct values is at hand, to find the others by."""
+_MOST_WRITTEN = 32_768
+"""Elements that a column keeps as JSON, and distinct values of a column of text that does so."""
+_QUICK_VALUES, _QUICK_ROWS, _QUICK_LIST = 50_000, 2_000_000, 100
+"""So many distinct values or rows are passed over, and so many values of a list looked up, in about a millisecond."""
 _AS_STORED = frozenset({"AE", "AS", "CS", "LO", "LT", "SH", "ST", "UC", "UI", "UR", "UT"})
 """VRs whose values are compared as they are stored, without padding."""
 _WHOLE_TIME = r"^[0-9]{6}([.][0-9]{0,5}[1-9])?$"
 """Times that are written as they are compared."""
 _EPOCH = np.datetime64("1970-01-01")
+
+
+class _Written:
+    """Elements of values, written once as long as there are few.
+
+    Parameters
+    ----------
+    vr : str
+    """
+
+    def __init__(self, vr: str) -> None:
+        self._vr = vr
+        self._kept: dict[tuple[int, bool], dict[Any, str]] = {}
+
+    def write(self, keys: Sequence[Any], values: Callable[[list[Any]], Iterable[object]], tag: int, always: bool) -> list[str]:
+        """Elements by the keys of their values; `values` gives those of keys that were not written yet."""
+        kept = self._kept.setdefault((tag, always), {})
+        missing = [key for key in dict.fromkeys(keys) if key not in kept]
+        if missing:
+            if len(kept) + len(missing) > _MOST_WRITTEN:
+                kept = self._kept[tag, always] = {}  # another thread goes on with the old one
+                missing = list(dict.fromkeys(keys))
+            kept.update(zip(missing, elements(tag, self._vr, values(missing), always), strict=True))
+        return [kept[key] for key in keys]
 
 
 class TextColumn:
@@ -45,10 +82,24 @@ class TextColumn:
         rank[order] = np.arange(len(order), dtype=np.int32)
         indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         self.vr = vr
-        self.codes: Rows = np.where(indices < 0, np.int32(-1), rank[indices]) if len(order) else np.full(len(values), -1, np.int32)
+        codes = np.where(indices < 0, np.int32(-1), rank[indices]) if len(order) else np.full(len(values), -1, np.int32)
+        # Codes of few values are narrow: they are compared several times as fast, and take less room.
+        self.codes: Codes = codes.astype(np.int8 if len(order) < 2**7 else np.int16 if len(order) < 2**15 else np.int32)
         self.distinct: pa.StringArray = encoded.dictionary.take(pa.array(order)).cast(pa.string())
         self._compared = self._as_compared()
         self._composed, self._parts, self._owners = self._taken_apart()
+        self._written = _Written(vr)
+        self._is_unique = len(self.distinct) == len(self.codes)
+        """No two rows have the same value, and every value that there is has a row."""
+
+    def of_rows(self, rows: Rows) -> "TextColumn":
+        """Make a column of the values of some rows, which may repeat, as series have those of their study."""
+        found = copy(self)
+        for name in ("_row_of", "_order"):
+            found.__dict__.pop(name, None)
+        found.codes = self.codes[rows]
+        found._is_unique = self._is_unique and bool(np.all(np.bincount(rows, minlength=len(self.codes)) == 1))
+        return found
 
     def _as_compared(self) -> pa.StringArray:
         """Distinct values as they are compared."""
@@ -76,23 +127,76 @@ class TextColumn:
 
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts."""
-        if condition.values and self._compared is self.distinct and not len(self._composed):
+        if self._is_whole(condition):
             return self._rows_of([code for code in map(self._code_of, condition.values) if code >= 0])
+        wanted = self._wanted(condition)
+        if np.count_nonzero(wanted) > _FEW:
+            mask: Mask = np.append(wanted, False).take(self.codes)  # the code of an absent value, -1, is the last entry
+            return mask
+        return self._rows_of(np.flatnonzero(wanted).tolist())
+
+    def _wanted(self, condition: Condition) -> Mask:
+        """Distinct values that a condition accepts."""
+        if self._is_whole(condition):
+            wanted: Mask = np.zeros(len(self.distinct), np.bool_)
+            wanted[[code for code in map(self._code_of, condition.values) if code >= 0]] = True
+            return wanted
         wanted = _matching(self._compared, condition)
         wanted[self._composed] = False
         wanted[self._owners[_matching(self._parts, condition)]] = True
-        if np.count_nonzero(wanted) > _FEW:
-            return np.append(wanted, False)[self.codes]  # the code of an absent value, -1, is the last entry
-        return self._rows_of(np.flatnonzero(wanted).tolist())
+        return wanted
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts."""
+        found: Mask = np.append(self._wanted(condition), False).take(self.codes[rows])
+        return found
+
+    def listed(self, condition: Condition) -> Rows | None:
+        """Rows that a condition accepts, in order, where they are few and found without passing over all; None where that is not so."""
+        if not self._is_exact(condition):
+            return None
+        codes = {code for code in map(self._code_of, condition.values) if code >= 0}
+        if self._row_of is not None:
+            return np.sort(self._row_of[list(codes)])
+        runs = [self._run(code) for code in codes]
+        if sum(map(len, runs)) > _MOST_LISTED:
+            return None
+        return runs[0] if len(runs) == 1 else np.sort(np.concatenate(runs)) if runs else np.empty(0, np.int32)
+
+    def is_quick(self, condition: Condition) -> bool:
+        """Whether matching takes about a millisecond, as far as the number of values decides."""
+        if condition.pattern is not None or len(condition.values) > _QUICK_LIST:
+            return False
+        is_ordered = "_order" in self.__dict__ or self.__dict__.get("_row_of") is not None
+        return len(self.distinct) <= _QUICK_VALUES or (self._is_exact(condition) and is_ordered)
+
+    def _is_exact(self, condition: Condition) -> bool:
+        """Whether rows are those that have one of some whole texts, each of which few have."""
+        return (len(self.distinct) > _SELECTIVE or self._is_unique) and self._is_whole(condition)
+
+    def _is_whole(self, condition: Condition) -> bool:
+        """Whether rows are those that have one of some whole texts."""
+        return bool(condition.values) and self._compared is self.distinct and not len(self._composed)
 
     @cached_property
     def _row_of(self) -> Rows | None:
         """Row of each code, where no two rows have the same value."""
-        if len(self.distinct) != len(self.codes):
+        if not self._is_unique:
             return None
         rows = np.empty(len(self.codes), np.int32)
         rows[self.codes] = np.arange(len(rows), dtype=np.int32)
         return rows
+
+    @cached_property
+    def _order(self) -> Rows:
+        """Rows by code."""
+        return np.argsort(self.codes, kind="stable").astype(np.int32)
+
+    def _run(self, code: int) -> Rows:
+        """Rows of a code, in order."""
+        order, codes = self._order, self.codes
+        start, end = (find(range(len(order)), code, key=lambda place: codes[order[place]]) for find in (bisect_left, bisect_right))
+        return order[start:end]
 
     def _rows_of(self, codes: Sequence[int]) -> Mask:
         mask: Mask = np.zeros(len(self.codes), np.bool_)
@@ -102,21 +206,51 @@ class TextColumn:
         if len(codes) > _FEW:
             wanted = np.zeros(len(self.distinct) + 1, np.bool_)
             wanted[codes] = True
-            return wanted[self.codes]
+            return wanted.take(self.codes)
         for code in codes:
             mask |= self.codes == code
         return mask
 
+    def _bytes_of(self, code: int) -> bytes:
+        borders, data = self._raw
+        return bytes(data[borders[code] : borders[code + 1]])
+
+    @cached_property
+    def _raw(self) -> tuple[memoryview, memoryview]:
+        """Borders of the distinct values, and their bytes."""
+        _, borders, data = self.distinct.buffers()
+        return memoryview(borders).cast("b").cast("i")[self.distinct.offset :], memoryview(data or b"")
+
+    @cached_property
+    def _landmarks(self) -> list[bytes]:
+        return [self._bytes_of(code) for code in range(0, len(self.distinct), _APART)]
+
     def _code_of(self, text: str) -> int:
         """Code of a text; -1 where there is none."""
-        place = bisect_left(range(len(self.distinct)), text, key=lambda place: self.distinct[place].as_py())
-        return place if place < len(self.distinct) and self.distinct[place].as_py() == text else -1
+        if not len(self.distinct):
+            return -1
+        # Bytes of UTF-8 have the order of the characters.
+        wanted = text.encode("utf-8", "surrogatepass")
+        above = bisect_left(self._landmarks, wanted) * _APART
+        place = bisect_left(range(len(self.distinct)), wanted, max(0, above - _APART), min(above, len(self.distinct)), key=self._bytes_of)
+        return place if place < len(self.distinct) and self._bytes_of(place) == wanted else -1
 
     def take(self, rows: Rows) -> list[str | None]:
         """Values of some rows."""
-        codes = self.codes[rows]
+        return self._texts(self.codes[rows])
+
+    def _texts(self, codes: Codes) -> list[str | None]:
+        if len(codes) <= _FEW:
+            return [None if code < 0 else self._bytes_of(code).decode() for code in codes.tolist()]
         found: list[str | None] = self.distinct.take(pa.array(codes, mask=codes < 0)).to_pylist()
         return found
+
+    def write(self, rows: Rows, tag: int, *, always: bool) -> list[str]:
+        """Elements of some rows, as `elements` writes them."""
+        codes = self.codes[rows]
+        if len(self.distinct) > _MOST_WRITTEN:
+            return elements(tag, self.vr, self._texts(codes), always)
+        return self._written.write(codes.tolist(), lambda found: self._texts(np.array(found, np.int32)), tag, always)
 
     def find(self, text: str) -> Rows:
         """Rows that have exactly this text."""
@@ -174,28 +308,68 @@ class NumberColumn:
             whole = values.cast(pa.int32()) if self.is_date else values.cast(pa.int64())
             self._absent = np.iinfo(whole.type.to_pandas_dtype()).min
             self.values = whole.fill_null(int(self._absent)).to_numpy(zero_copy_only=False)
+        self._written = _Written(vr)
 
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts."""
+        return self._accepted(self.values, condition)
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts."""
+        return self._accepted(self.values[rows], condition)
+
+    def _accepted(self, values: NDArray[Any], condition: Condition) -> Mask:
         if self.is_date and condition.is_range:
-            low = self._absent if condition.low is None else _days(condition.low, up=False)
-            mask: Mask = self.values >= np.int32(max(low, self._absent + 1))
+            low, high = self._bounds(condition)
+            mask: Mask = values >= low
             if condition.high is not None:
-                mask &= self.values <= np.int32(_days(condition.high, up=True))
+                mask &= values <= high
             return mask
-        mask = np.zeros(len(self.values), np.bool_)
+        mask = np.zeros(len(values), np.bool_)
         for text in condition.values:
             try:
                 number = float(text)
             except ValueError:
                 continue
             if self.is_fraction or (number.is_integer() and abs(number) < 2**62):
-                mask |= self.values == (number if self.is_fraction else int(number))
+                mask |= values == (number if self.is_fraction else int(number))
         return mask
+
+    def _bounds(self, condition: Condition) -> tuple[np.int32, np.int32]:
+        """Days of a range, both included."""
+        low = self._absent if condition.low is None else _days(condition.low, up=False)
+        high = np.iinfo(np.int32).max if condition.high is None else _days(condition.high, up=True)
+        return np.int32(max(low, self._absent + 1)), np.int32(high)
+
+    def listed(self, condition: Condition) -> Rows | None:
+        """Rows of a range of days, in order, where rows go from the last day to the first; else None."""
+        if not (self.is_date and condition.is_range and self._falls):
+            return None
+        low, high = self._bounds(condition)
+        rising = self.values[::-1]
+        end, start = len(rising) - np.searchsorted(rising, low, "left"), len(rising) - np.searchsorted(rising, high, "right")
+        return np.arange(start, max(start, end), dtype=np.int32)
+
+    @cached_property
+    def _falls(self) -> bool:
+        return bool(np.all(self.values[1:] <= self.values[:-1]))
+
+    def is_quick(self, condition: Condition) -> bool:
+        """Whether matching takes about a millisecond, as far as the number of values decides."""
+        return len(condition.values) <= _FEW
+
+    def write(self, rows: Rows, tag: int, *, always: bool) -> list[str]:
+        """Elements of some rows, as `elements` writes them."""
+        found = self.values[rows]
+        if self.is_fraction:
+            return elements(tag, self.vr, self._plain(found), always)
+        return self._written.write(found.tolist(), lambda values: self._plain(np.array(values, found.dtype)), tag, always)
 
     def take(self, rows: Rows) -> list[int | float | str | None]:
         """Values of some rows; dates as YYYYMMDD."""
-        found = self.values[rows]
+        return self._plain(self.values[rows])
+
+    def _plain(self, found: NDArray[Any]) -> list[int | float | str | None]:
         if self.is_fraction:
             return [None if np.isnan(value) else float(value) for value in found]
         absent = self._absent
@@ -221,9 +395,25 @@ class EmptyColumn:
         """Rows that a condition accepts: none."""
         return np.zeros(self._count, np.bool_)
 
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts: none."""
+        return np.zeros(len(rows), np.bool_)
+
+    def listed(self, condition: Condition) -> Rows:
+        """Rows that a condition accepts: none."""
+        return np.empty(0, np.int32)
+
+    def is_quick(self, condition: Condition) -> bool:
+        """Whether matching takes about a millisecond."""
+        return True
+
     def take(self, rows: Rows) -> list[None]:
         """Values of some rows."""
         return [None] * len(rows)
+
+    def write(self, rows: Rows, tag: int, *, always: bool) -> list[str]:
+        """Elements of some rows, as `elements` writes them."""
+        return elements(tag, self.vr, [None], always) * len(rows)
 
 
 def _days(text: str, *, up: bool) -> int:
@@ -277,6 +467,24 @@ class Level:
             found = self.columns[keyword].match(condition)
             mask = found if mask is None else mask & found
         return mask
+
+    def rows(self, conditions: Iterable[tuple[str, Condition]]) -> Rows | None:
+        """Rows that all conditions accept, in order; None for all rows."""
+        conditions = list(conditions)
+        listed = [self.columns[keyword].listed(condition) for keyword, condition in conditions]
+        fewest = min((rows for rows in listed if rows is not None), key=len, default=None)
+        if fewest is None:
+            mask = self.match(conditions)
+            return None if mask is None else np.flatnonzero(mask).astype(np.int32)
+        found = fewest
+        for (keyword, condition), rows in zip(conditions, listed, strict=True):
+            if rows is not fewest and len(found):
+                found = found[self.columns[keyword].among(found, condition)]
+        return found
+
+    def is_quick(self, conditions: Iterable[tuple[str, Condition]]) -> bool:
+        """Whether matching takes a few milliseconds at most."""
+        return self.count <= _QUICK_ROWS and all(self.columns[keyword].is_quick(condition) for keyword, condition in conditions)
 
     def take(self, rows: Rows, keywords: Sequence[str]) -> list[tuple[object, ...]]:
         """Values of some rows, in the order of the keywords."""

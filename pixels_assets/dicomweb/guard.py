@@ -84,7 +84,8 @@ class Guard:
                 seen["bytes"] += len(message.get("body", b""))
             begun = time.perf_counter()
             try:
-                await asyncio.wait_for(send(message), self._web.idle_seconds)
+                async with asyncio.timeout(self._web.idle_seconds):
+                    await send(message)
             except TimeoutError:
                 raise _StoppedError from None
             seen["waited"] += time.perf_counter() - begun

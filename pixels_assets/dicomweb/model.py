@@ -131,6 +131,15 @@ def elements(tag: int, vr: str, values: Iterable[object], always: bool) -> list[
             else _whole(head, vr, value)
             for value in values
         ]
+    if vr == "PN":
+        return [
+            without
+            if value is None or value == ""
+            else f'{head}{{"Alphabetic":{_quote(value)}}}]}}'
+            if isinstance(value, str) and "\\" not in value and "=" not in value
+            else _whole(head, vr, value)
+            for value in values
+        ]
     return [without if value is None or value == "" else _whole(head, vr, value) for value in values]
 
 

@@ -8,7 +8,7 @@ for the objects that the rest of the search leaves.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -31,6 +31,8 @@ MOST_RESULTS = 20_000
 MOST_SCANNED = 200_000
 """Objects whose metadata one search may read."""
 SCAN_SECONDS = 60.0
+_QUICK_RESULTS = 200
+"""So many results are written in a millisecond or two."""
 
 _LEVELS = (STUDY, SERIES, INSTANCE)
 _MORE_REMAIN = "The number of results exceeded the maximum supported by the server. Additional results can be requested."
@@ -93,6 +95,28 @@ def search(index: Index, snapshot: Snapshot, query: Query, level: str, base: str
     return Answer(rows, total, more=query.offset + len(rows) < total and len(rows) > 0)
 
 
+def is_quick(snapshot: Snapshot, query: Query, level: str) -> bool:
+    """Whether a search for studies or series takes a few milliseconds at most: changing to a thread and back costs as much, and more under load."""
+    if level == INSTANCE or query.limit is None or query.limit > _QUICK_RESULTS or _fields(query, level)[1]:
+        return False
+    by_level, deep = _sorted_out(snapshot, query)
+    return not deep and snapshot.studies.is_quick(by_level[STUDY]) and snapshot.series.is_quick(by_level[SERIES])
+
+
+def _sorted_out(snapshot: Snapshot, query: Query) -> tuple[dict[str, list[tuple[str, Condition]]], list[Condition]]:
+    """Conditions that columns of studies and of series answer, and those that none answers."""
+    by_level: dict[str, list[tuple[str, Condition]]] = {STUDY: [], SERIES: []}
+    deep: list[Condition] = []
+    levels = {STUDY: snapshot.studies, SERIES: snapshot.series}
+    for condition in query.conditions:
+        known = BY_PATH.get(condition.path)
+        if known is not None and known.level in levels and known.keyword in levels[known.level].columns:
+            by_level[known.level].append((known.keyword, condition))
+        else:
+            deep.append(condition)
+    return by_level, deep
+
+
 class _Search:
     """One search, from its conditions to rows."""
 
@@ -100,19 +124,12 @@ class _Search:
         self._index = index
         self._snapshot = snapshot
         self._scope = study, series
-        self._by_level: dict[str, list[tuple[str, Condition]]] = {STUDY: [], SERIES: []}
-        self._deep: list[Condition] = []
-        levels = {STUDY: snapshot.studies, SERIES: snapshot.series}
-        for condition in query.conditions:
-            known = BY_PATH.get(condition.path)
-            if known is not None and known.level in levels and known.keyword in levels[known.level].columns:
-                self._by_level[known.level].append((known.keyword, condition))
-            else:
-                self._deep.append(condition)
+        self._by_level, self._deep = _sorted_out(snapshot, query)
 
     def rows(self, level: str) -> Rows | None:
         """Rows of studies or series, in order; None for all."""
-        key = (level, self._scope, *(condition for found in self._by_level.values() for _, condition in found), *self._deep)
+        asked = [condition for found in self._by_level.values() for _, condition in found] + self._deep
+        key = (level, self._scope, frozenset(replace(condition, values=tuple(sorted(condition.values))) for condition in asked))
         found: Rows | None = self._snapshot.found.peek(key)
         if found is not None:
             return found
@@ -123,6 +140,8 @@ class _Search:
 
     def _find_rows(self, level: str) -> Rows | None:
         if level == STUDY and not (self._by_level[SERIES] or self._deep or self._scope[1]):
+            if self._scope[0] is None:
+                return self._snapshot.studies.rows(self._by_level[STUDY])
             studies = self._study_mask()
             return None if studies is None else np.flatnonzero(studies).astype(np.int32)
         series = self._series_mask()
@@ -281,12 +300,14 @@ def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str
         return []
     keywords, tags = _fields(query, level)
     own = snapshot.studies if level == STUDY else snapshot.series
-    columns = _elements(own, rows, [name for name in keywords if name in own.columns and (level == STUDY or name != _STUDY_KEY)], level)
+    keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
+    key = BY_KEYWORD[_STUDY_KEY if level == STUDY else _SERIES_KEY]
+    columns = {key.tag: elements(key.tag, key.vr, [uids[-1] for uids in keys], always=True)}
+    columns |= _elements(own, rows, [name for name in keywords if name in own.columns and name not in {_STUDY_KEY, _SERIES_KEY}], level)
     if level == SERIES:
         columns |= _elements(snapshot.studies, snapshot.study_of[rows], [name for name in keywords if name in snapshot.studies.columns], level)
     elif below := [name for name in keywords if BY_KEYWORD[name].level == SERIES and name in snapshot.series.columns]:
         columns |= _elements(snapshot.series, snapshot.first_series[rows].astype(np.int32), below, level)
-    keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
     if tags:
         found = _representative_fields(index, snapshot, keys, tags)
         columns |= {tag: [row.get(tag, "") for row in found] for tag in tags}
@@ -296,7 +317,7 @@ def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str
 def _elements(level: Level, rows: Rows, keywords: Sequence[str], target: str) -> dict[int, list[str]]:
     """Elements of some rows as JSON, by tag; those without a value only where the answer has to have them."""
     known = [BY_KEYWORD[name] for name in keywords]
-    return {item.tag: elements(item.tag, item.vr, level.columns[item.keyword].take(rows), item.keyword in REQUIRED[target]) for item in known}
+    return {item.tag: level.columns[item.keyword].write(rows, item.tag, always=item.keyword in REQUIRED[target]) for item in known}
 
 
 def _objects(columns: dict[int, list[str]], links: Sequence[str], level: str) -> list[str]:
@@ -311,9 +332,15 @@ def _objects(columns: dict[int, list[str]], links: Sequence[str], level: str) ->
     return ["{" + ",".join(filter(None, row)) + "}" for row in zip(*(columns[tag] for tag in sorted(columns)), strict=True)]
 
 
-def _links(base: str, keys: Iterable[Sequence[object]]) -> list[str]:
-    names = ("studies", "series", "instances")
-    return [base + "".join(f"/{name}/{quote(str(uid), safe='')}" for name, uid in zip(names, uids, strict=False)) for uids in keys]
+def _links(base: str, keys: Sequence[Sequence[object]]) -> list[str]:
+    links = [base] * len(keys)
+    for name, uids in zip(("studies", "series", "instances"), zip(*keys, strict=True), strict=False):
+        links = [f"{link}/{name}/{_quoted(str(uid))}" for link, uid in zip(links, uids, strict=True)]
+    return links
+
+
+def _quoted(uid: str) -> str:
+    return uid if uid.isascii() and uid.replace(".", "").isalnum() else quote(uid, safe="")
 
 
 def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instance], query: Query, base: str) -> list[str]:
@@ -328,7 +355,7 @@ def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instanc
     if tags:
         found = _from_meta(index, snapshot, instances, tags)
         columns |= {tag: [found.get(item.path, {}).get(tag, "") for item in instances] for tag in tags}
-    return _objects(columns, _links(base, ((item.study, item.series, item.uid) for item in instances)), INSTANCE)
+    return _objects(columns, _links(base, [(item.study, item.series, item.uid) for item in instances]), INSTANCE)
 
 
 def _parent_elements(snapshot: Snapshot, keys: Sequence[tuple[str, str]], keywords: Sequence[str]) -> dict[int, list[str]]:
@@ -399,7 +426,8 @@ async def _respond(service: Service, request: Request, level: str, study: str | 
         raise HTTPException(406, str(error)) from error
     snapshot = await service.snapshot()
     base = base_url(service, request)
-    found = await service.run(search, service.index, snapshot, query, level, base, study, series)
+    asked = service.index, snapshot, query, level, base, study, series
+    found = search(*asked) if is_quick(snapshot, query, level) else await service.run(search, *asked)
     response = Response(status_code=204) if not found.rows else Response(("[" + ",\n".join(found.rows) + "]").encode(), media_type=media)
     response.headers["X-Total-Count"] = str(found.total)
     response.headers["Cache-Control"] = "private, no-cache"

@@ -51,12 +51,23 @@ def store(server, *objects, study="", **options):
     return server.http.post(f"/studies{study}", content=body_of(*objects), headers={"content-type": KIND} | JSON | options)
 
 
-def test_a_stored_object_is_found_and_has_its_bytes(writable):
-    data = changed(SOPInstanceUID="1.2.3.1", StudyInstanceUID="1.2.3", PatientID="stored")
-    response = store(writable, data)
+@pytest.fixture(scope="module")
+def stored(writable):
+    """Objects stored by one request, each in a study of its own: their bytes and what was said of them, by study."""
+    names = {"1.2.3": "stored", "1.2.4": "again", "1.2.5": "other", "1.2.10": "removed", "1.2.11": "rejected"}
+    objects = {
+        study: changed(SOPInstanceUID=f"{study}.1", StudyInstanceUID=study, SeriesInstanceUID=f"{study}.5", PatientID=name)
+        for study, name in names.items()
+    }
+    response = store(writable, *objects.values())
     assert response.status_code == 200
-    (reference,) = response.json()["00081199"]["Value"]
-    assert reference["00081155"]["Value"] == ["1.2.3.1"]
+    references = response.json()["00081199"]["Value"]
+    assert [reference["00081155"]["Value"] for reference in references] == [[f"{study}.1"] for study in objects]
+    return {study: (data, reference) for (study, data), reference in zip(objects.items(), references, strict=True)}
+
+
+def test_a_stored_object_is_found_and_has_its_bytes(writable, stored):
+    data, reference = stored["1.2.3"]
     link = reference["00081190"]["Value"][0]
     assert [body for _, body in parts_of(writable.http.get(link, headers={"accept": STORED}))] == [data]
     (row,) = writable.http.get("/studies?PatientID=stored").json()
@@ -65,19 +76,18 @@ def test_a_stored_object_is_found_and_has_its_bytes(writable):
     assert (writable.folder / "exports" / "1.2.3" / series / "1.2.3.1.dcm").read_bytes() == data
 
 
-def test_the_same_bytes_again_are_fine_and_kept_once(writable):
-    data = changed(SOPInstanceUID="1.2.4.1", StudyInstanceUID="1.2.4")
-    assert [store(writable, data).status_code for _ in range(2)] == [200, 200]
+def test_the_same_bytes_again_are_fine_and_kept_once(writable, stored):
+    data, _ = stored["1.2.4"]
+    assert store(writable, data).status_code == 200
     assert len(list((writable.folder / "exports" / "1.2.4").rglob("*.dcm"))) == 1
     assert store(writable, data_of("CT_small.dcm")).status_code == 200
     known = pydicom.dcmread(io.BytesIO(data_of("CT_small.dcm"))).StudyInstanceUID
     assert not (writable.folder / "exports" / known).exists()
 
 
-def test_other_bytes_under_a_known_uid_are_kept_as_a_version_and_said_to_be(writable):
-    first = changed(SOPInstanceUID="1.2.5.1", StudyInstanceUID="1.2.5")
-    second = changed(SOPInstanceUID="1.2.5.1", StudyInstanceUID="1.2.5", PatientComments="other")
-    store(writable, first)
+def test_other_bytes_under_a_known_uid_are_kept_as_a_version_and_said_to_be(writable, stored):
+    first, _ = stored["1.2.5"]
+    second = changed(SOPInstanceUID="1.2.5.1", StudyInstanceUID="1.2.5", SeriesInstanceUID="1.2.5.5", PatientComments="other")
     response = store(writable, second)
     assert response.status_code == 202
     (reference,) = response.json()["00081199"]["Value"]
@@ -142,9 +152,8 @@ def test_a_body_that_is_no_good_leaves_nothing_behind(writable, body, kind, stat
     assert not list((writable.folder / "exports.incoming").iterdir())
 
 
-def test_what_was_stored_can_be_removed_and_nothing_else(writable):
-    data = changed(SOPInstanceUID="1.2.10.1", StudyInstanceUID="1.2.10")
-    store(writable, data)
+def test_what_was_stored_can_be_removed_and_nothing_else(writable, stored):
+    data, _ = stored["1.2.10"]
     assert writable.http.delete("/studies/1.2.10").status_code == 204
     assert writable.http.get("/studies/1.2.10/metadata").status_code == 404
     assert [file.read_bytes() for file in (writable.folder / "exports.removed").rglob("1.2.10.1.dcm")] == [data]
@@ -153,9 +162,7 @@ def test_what_was_stored_can_be_removed_and_nothing_else(writable):
     assert writable.http.get(f"/studies/{known}/metadata").status_code == 200
 
 
-def test_a_series_is_rejected_as_viewers_do_it(writable):
-    data = changed(SOPInstanceUID="1.2.11.1", StudyInstanceUID="1.2.11", SeriesInstanceUID="1.2.11.5")
-    store(writable, data)
+def test_a_series_is_rejected_as_viewers_do_it(writable, stored):
     assert writable.http.post("/studies/1.2.11/series/1.2.11.5/reject/113001%5EDCM").status_code == 204
     assert writable.http.get("/studies?StudyInstanceUID=1.2.11").status_code == 204
 

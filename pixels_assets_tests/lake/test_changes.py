@@ -389,9 +389,10 @@ from pixels_assets.lake.changes import discover, manifests
 from pixels_assets.settings import Settings
 os.setgid(65534); os.setuid(65534)
 lake, source = map(Path, sys.argv[1:])
-found = discover(lake, [source], Settings(lake=lake, quiet_seconds=0.0))
-files = [file for batch in found.batches for file in manifests(lake).load(batch)]
-print(json.dumps([(file.change, file.path.removeprefix(f"{source}/"), file.failure and file.failure.code) for file in files]))
+for line in sys.stdin:
+    found = discover(lake, [source], Settings(lake=lake, quiet_seconds=0.0))
+    files = [file for batch in found.batches for file in manifests(lake).load(batch)]
+    print(json.dumps([(file.change, file.path.removeprefix(f"{source}/"), file.failure and file.failure.code) for file in files]), flush=True)
 """
 
 
@@ -408,23 +409,28 @@ def test_files_below_a_folder_that_cannot_be_read_stay_known(new_house) -> None:
             for name in [".", *names]:
                 os.chown(os.path.join(folder, name), 65534, 65534)
 
-        def look():
-            done = subprocess.run([sys.executable, "-c", AS_NOBODY, house.lake, house.source], cwd=ROOT, capture_output=True, text=True, check=True)
-            return {tuple(entry) for entry in json.loads(done.stdout)}
+        command = [sys.executable, "-c", AS_NOBODY, house.lake, house.source]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nobody:
 
-        assert look() == set()
-        (house.source / "closed").chmod(0)
-        (house.source / "names").chmod(0o444)  # names can be read, files cannot be asked for
-        shutil.copy2(house.source / "closed/b", house.source / "y")
-        os.chown(house.source / "y", 65534, 65534)
-        assert look() == {("new", "closed/", "permission_denied"), ("new", "y", None)}
-        assert look() == set()
-        known = set(known_files(house.lake)["path"])
-        assert {f"{house.source}/{name}" for name in ("closed/b", "closed/deep/c", "names/d")} <= known
-        (house.source / "closed").chmod(0o755)
-        (house.source / "names").chmod(0o755)
-        assert look() == {("removed", "closed/", None)}
-        assert look() == set()
+            def look():
+                nobody.stdin.write("look\n")
+                nobody.stdin.flush()
+                return {tuple(entry) for entry in json.loads(nobody.stdout.readline())}
+
+            assert look() == set()
+            (house.source / "closed").chmod(0)
+            (house.source / "names").chmod(0o444)  # names can be read, files cannot be asked for
+            shutil.copy2(house.source / "closed/b", house.source / "y")
+            os.chown(house.source / "y", 65534, 65534)
+            assert look() == {("new", "closed/", "permission_denied"), ("new", "y", None)}
+            assert look() == set()
+            known = set(known_files(house.lake)["path"])
+            assert {f"{house.source}/{name}" for name in ("closed/b", "closed/deep/c", "names/d")} <= known
+            (house.source / "closed").chmod(0o755)
+            (house.source / "names").chmod(0o755)
+            assert look() == {("removed", "closed/", None)}
+            assert look() == set()
+        assert nobody.returncode == 0
         house.run_pending()
         assert house.catalog() == house.truth()
     finally:
@@ -627,17 +633,17 @@ def test_overwriting_takes_everything_again_and_forgets_the_rest(house, tmp_path
 # --- in pieces
 
 
-@pytest.mark.parametrize("batch_files", [1, 2, 7])
+@pytest.mark.parametrize("batch_files", [1, pytest.param(2, marks=pytest.mark.long), 5])
 def test_looking_in_pieces_gives_what_one_look_gives(tmp_path, new_house, batch_files) -> None:
     houses = []
     for name in ("whole", "pieces"):
         (tmp_path / name).mkdir()
         house = new_house(tmp_path / name)
-        for number in range(24):
+        for number in range(12):
             house.write(f"{'abc'[number % 3]}/{number:02}")
         house.ingest()
         (house.source / "a/00").unlink()
-        (house.source / "c/23").unlink()
+        (house.source / "c/11").unlink()
         (house.source / "b").rename(house.source / "z")
         (house.source / "c/02").rename(house.source / "a/02")
         house.write("c/05", b"changed")
@@ -645,9 +651,9 @@ def test_looking_in_pieces_gives_what_one_look_gives(tmp_path, new_house, batch_
         houses.append(house)
     whole, pieces = houses
     found = pieces.ticks(batch_files=batch_files)
-    assert len(found) >= 23 // batch_files
+    assert len(found) >= 11 // batch_files
     assert pieces.changes(*found) == whole.changes(whole.look())
-    assert sum(one.listed for one in found) == 23
+    assert sum(one.listed for one in found) == 11
     assert not list((pieces.lake / "_discovery").glob("unfinished-*"))
     assert pieces.look().batches == []
     pieces.run_pending()
@@ -798,8 +804,8 @@ print(discover(lake, [source], Settings(lake=lake, quiet_seconds=0.0, batch_file
 def test_discoveries_at_the_same_time_seal_no_file_twice(house) -> None:
     for number in range(200):
         house.write(f"{number % 7}/{number}")
-    running = [subprocess.Popen([sys.executable, "-c", LOOK, house.lake, house.source], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(4)]
-    assert [process.communicate()[0].strip() for process in running] == [b"200"] * 4
+    running = [subprocess.Popen([sys.executable, "-c", LOOK, house.lake, house.source], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[0].strip() for process in running] == [b"200"] * 3
     sealed = [file.path for key in manifests(house.lake).keys() for file in manifests(house.lake).load(key)]
     assert sorted(sealed) == sorted(house.truth())
 
@@ -813,7 +819,7 @@ def test_a_look_with_a_time_budget_does_not_wait_long_for_another(house) -> None
 # --- whatever happens
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_after_any_changes_the_catalog_is_what_is_there(house, seed) -> None:
     chance = random.Random(seed)
     names = [f"{folder}{name}" for folder in ("", "p/", "p/q/", "r/") for name in ("a", "b", "c!", "d.dcm")]

@@ -1,5 +1,6 @@
 """Checks: they pass on good tables, each fails on tables that violate it, and a blocking one keeps rows out of the catalog."""
 
+import shutil
 import zipfile
 
 import dagster as dg
@@ -12,13 +13,13 @@ from pixels_assets.lake.parts import PartWriter
 from pixels_assets.lake.query import pending_batches
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.orchestration.resources import EngineResource
+from pixels_assets_tests.orchestration.conftest import Place
 
 HIERARCHY = {"uids_are_unique", "indexed_is_in_the_hierarchy", "objects_conform", "objects_have_uids", "attributes_agree", "series_are_whole"}
 NAMES = HIERARCHY | {"listed_is_accounted", "members_are_accounted", "rows_are_unique", "failures_are_few", "decodable_images_have_thumbnails"}
 
 
-@pytest.fixture
-def good(place):
+def materialized(place):
     """A batch with two images and an archive, materialized."""
     for name in ("CT_small.dcm", "MR_small.dcm"):
         place.write(name)
@@ -26,6 +27,21 @@ def good(place):
         packed.write(place.source / "CT_small.dcm", "inner.dcm")
     (batch,) = place.seal()
     assert place.run(batch).success
+    return place, batch
+
+
+@pytest.fixture(scope="module")
+def one_good(tmp_path_factory, kept_workers):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield materialized(Place(tmp_path_factory.mktemp("good"), instance))
+
+
+@pytest.fixture
+def good(one_good, place):
+    """That batch in a copy of its lake, for tests that leave its sources alone."""
+    original, batch = one_good
+    shutil.copytree(original.lake, place.lake)
+    place.source = original.source
     return place, batch
 
 
@@ -71,8 +87,8 @@ def test_all_pass_on_an_empty_lake_and_while_batches_wait(place, check_all) -> N
     assert failing(check_all(place)) == set()
 
 
-def test_all_pass_on_a_batch_that_only_removes(good, checked) -> None:
-    place, _ = good
+def test_all_pass_on_a_batch_that_only_removes(place, checked) -> None:
+    materialized(place)
     (place.source / "CT_small.dcm").unlink()
     (place.source / "z.zip").unlink()
     (batch,) = place.seal()
@@ -136,8 +152,8 @@ def test_a_path_or_row_id_that_comes_twice_is_found(good, check_all) -> None:
     assert found["rows_are_unique"][1] == {"batch": "the whole lake", "rows": 5, "row_ids": 4, "paths": 4, "elsewhere": 0}
 
 
-def test_a_batch_notices_rows_that_another_batch_has_of_its_files(good, checked, tmp_path) -> None:
-    place, _ = good
+def test_a_batch_notices_rows_that_another_batch_has_of_its_files(place, checked) -> None:
+    materialized(place)
     new = place.write("new/CT_small.dcm")
     (batch,) = place.seal()
     # In a newer batch than this one, so that this one's run does not replace it.

@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pixels_assets.errors import BatchError, LakeError
@@ -205,9 +204,9 @@ class PartFile:
         self.rows += values.num_rows
         for column in self._nulls:
             self._nulls[column] += values[column].null_count
-            bounds = pc.min_max(values[column]).as_py()
-            if bounds["min"] is not None:
-                self._bounds.setdefault(column, []).extend(bounds.values())
+            present = [value for value in values[column].to_pylist() if value is not None]  # as quick as arrow's own, which takes long to load
+            if present:
+                self._bounds.setdefault(column, []).extend((min(present), max(present)))
 
     def close(self) -> Part:
         """Finish the file and give it its name: from now on it is complete, also after a power cut."""

@@ -135,6 +135,22 @@ def test_any_text_is_stored_as_valid_unicode(tmp_path, text) -> None:
     assert json.loads(part.stats)["maxValues"]["PatientID"] == expected
 
 
+@pytest.mark.parametrize(
+    ("nanoseconds", "expected"),
+    [
+        (None, None),
+        (0, dt.datetime(1970, 1, 1, tzinfo=dt.UTC)),
+        (-1, dt.datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=dt.UTC)),
+        (1999, dt.datetime(1970, 1, 1, microsecond=1, tzinfo=dt.UTC)),
+        (1 << 62, dt.datetime(2116, 2, 20, 23, 53, 38, 427387, tzinfo=dt.UTC)),
+        ((1 << 80), None),
+    ],
+)
+def test_times_are_rounded_down_to_microseconds(tmp_path, nanoseconds, expected) -> None:
+    (part,) = write_one(tmp_path, UNZIPPED_ARCHIVES, [member(1, modificationTime=microseconds(nanoseconds))])
+    assert read(tmp_path, part)["modificationTime"].to_pylist() == [expected]
+
+
 def test_numbers_and_times_that_do_not_fit_are_null_and_leave_their_neighbours_alone(tmp_path) -> None:
     odd = {"length": 2**63, "modificationTime": 2**62, "depth": 2**31}
     fine = {"length": -1, "modificationTime": microseconds(1_700_000_000_000_000_999), "depth": 3}

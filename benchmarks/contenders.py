@@ -6,6 +6,7 @@ Ours call the package; the others are what the descriptions of those systems say
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -89,34 +90,41 @@ def reader_shuffled(folder: Path, out: Path) -> Counts:
 
 def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
     """One batch after the other through our engine into committed tables, without Dagster."""
-    import polars as pl  # noqa: F401 - before the next line, as the command does it
-
-    from pixels_assets.imports import Absent
-
-    sys.meta_path.insert(0, Absent("pandas"))
-    from pixels_assets.engines.indexing import IndexSpec
-    from pixels_assets.engines.local import LocalEngine, keep_workers, start_workers
-    from pixels_assets.intake.listing import Listing
-    from pixels_assets.intake.objects import SourceFile
+    from pixels_assets.engines.processes import keep_workers, start_workers
     from pixels_assets.settings import Settings
 
     settings = Settings.from_environment(lake=out / "lake", quiet_seconds=0.0)
-    objects, errors = 0, 0
-    with keep_workers(), LocalEngine(CORES) as engine:
-        start_workers(CORES, settings.worker_bytes)
-        from pixels_assets.engines.run import index_batch
-        from pixels_assets.lake.commit import create_tables
+    listed, objects, errors = 0, 0, 0
+    with keep_workers():
+        start_workers(CORES, settings.worker_bytes)  # they get ready while this process loads what it needs
+        import polars as pl  # noqa: F401 - before the next line, as the command does it
 
-        create_tables(settings.lake)
-        listed = [file for file in Listing(str(folder)) if isinstance(file, SourceFile)]
-        for number, start in enumerate(range(0, len(listed), settings.batch_files)):
-            spec = IndexSpec(settings.lake, f"b{number:05d}", "a", outputs, settings)
-            done = index_batch(engine, spec, listed[start : start + settings.batch_files], run_id="bench")
-            objects += done.tally.objects
-            errors += sum(count for status, count in done.tally.statuses.items() if status not in {"indexed", "archive"})
-            if "thumbnails" in outputs:
-                errors += sum(count for code, count in done.tally.thumbnails.items() if code != "ok" and code != "not_an_image")
-    return {"files": max(len(listed), objects - 1 if len(listed) == 1 else 0), "errors": errors}  # of one archive, its members count
+        from pixels_assets.imports import Absent, without
+
+        sys.meta_path.insert(0, Absent("pandas"))
+        with without("requests", "tqdm"):
+            from pixels_assets.engines.indexing import IndexSpec
+            from pixels_assets.engines.local import LocalEngine
+            from pixels_assets.engines.run import index_batch
+            from pixels_assets.intake.listing import Listing
+            from pixels_assets.intake.objects import SourceFile
+            from pixels_assets.lake.commit import create_tables
+            from pixels_assets.lake.schema import TABLES
+
+        create_tables(settings.lake, [TABLES[name] for name in outputs])
+        files = (file for file in Listing(str(folder)) if isinstance(file, SourceFile))
+        with LocalEngine(CORES) as engine:
+            for number in itertools.count():
+                batch = list(itertools.islice(files, settings.batch_files))
+                if not batch:
+                    break
+                listed += len(batch)
+                done = index_batch(engine, IndexSpec(settings.lake, f"b{number:05d}", "a", outputs, settings), batch, run_id="bench")
+                objects += done.tally.objects
+                errors += sum(count for status, count in done.tally.statuses.items() if status not in {"indexed", "archive"})
+                if "thumbnails" in outputs:
+                    errors += sum(count for code, count in done.tally.thumbnails.items() if code != "ok" and code != "not_an_image")
+    return {"files": max(listed, objects - 1 if listed == 1 else 0), "errors": errors}  # of one archive, its members count
 
 
 def pixels_metadata(folder: Path, out: Path) -> Counts:

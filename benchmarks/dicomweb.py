@@ -196,7 +196,8 @@ def measure_searches(options: argparse.Namespace, folder: Path) -> None:
     if not (lake / "instances").exists():
         generate_lake(lake, options.studies)
     with Server(lake) as server:
-        print(f"{options.studies:,} studies: ready after {server.seconds:.1f} s, {server.memory():.0f} MiB; {options.clients} clients")
+        told = f"{options.studies:,} studies: ready after {server.seconds:.1f} s, idle after {server.settle():.1f} s"
+        print(f"{told}, {server.memory():.0f} MiB; {options.clients} clients")
         print(f"{'request':<26}{'p50 ms':>8}{'p95 ms':>8}{'p99 ms':>8}{'per s':>8}{'server CPU ms':>15}")
         for name, make in shapes(lake).items():
             report(name, asyncio.run(drive(server.port, "/dicom-web/studies?", make, options.clients, options.seconds, server)))
@@ -233,6 +234,7 @@ def measure_metadata(options: argparse.Namespace, folder: Path) -> None:
     ingest(folder)
     path = f"/dicom-web/studies/{study}/series/{series}/metadata"
     with Server(folder / "lake") as server:
+        server.settle()
         for kind in ("", "gzip"):
             times, used = [], []
             for _ in range(21):
@@ -253,6 +255,7 @@ def measure_frames(options: argparse.Namespace, folder: Path) -> None:
     address = f"/dicom-web/studies/{study}/series/{series}/instances/{ROOT}.4."
     print(f"frames of {options.slices} slices, {options.side} x {options.side} of 16 bits; {options.clients} clients")
     with Server(folder / "lake") as ours, orthanc(folder, files) as theirs:
+        ours.settle()
         for name in ("first pass", "again", "and again"):
             for server in filter(None, (ours, theirs)):
                 before, started = server.processor(), time.perf_counter()
@@ -301,9 +304,18 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], port: int) -> None:
         self.name, self.port = name, port
         started = time.perf_counter()
+        self._started = started
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self.port, self._process)
         self.seconds = time.perf_counter() - started
+
+    def settle(self) -> float:
+        """Wait until it does nothing any more that it began with its start; gives the seconds since then."""
+        before = -1.0
+        while (now := self.processor()) - before > 0.05:
+            before = now
+            time.sleep(1)
+        return time.perf_counter() - self._started
 
     def __enter__(self) -> Self:
         return self

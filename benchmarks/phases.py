@@ -102,7 +102,7 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
 
     with _long_import():
         runs = importlib.import_module("pixels_assets.runs")
-    local, checks = importlib.import_module("pixels_assets.engines.local"), importlib.import_module("pixels_assets.orchestration.checks")
+    checks = importlib.import_module("pixels_assets.orchestration.checks")
     settings = importlib.import_module("pixels_assets.settings").Settings.from_environment(lake=out / "lake")
     imports = time.perf_counter() - started, time.process_time()
     clock = Clock()
@@ -118,13 +118,14 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
         decorated = check.op.compute_fn
         check.op._compute_fn = decorated._replace(decorated_fn=clock.wrap("checks", decorated.decorated_fn))
     workers: dict[int, float] = {}
-    close = local._Worker.close
+    processes = importlib.import_module("pixels_assets.engines.processes")
+    close = processes.WorkerProcess.close
 
     def last_look(worker: Any) -> None:
         workers[worker.process.pid] = _cpu(worker.process.pid)
         close(worker)
 
-    local._Worker.close = last_look
+    processes.WorkerProcess.close = last_look
     ran = runs.ingest(settings, [str(folder)], say=lambda line: None)
     clock.charge()
     seconds = time.perf_counter() - started

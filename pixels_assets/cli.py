@@ -382,7 +382,7 @@ def _format_of(path: Path) -> str:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     from pixels_assets.dicomweb.app import serve
     from pixels_assets.dicomweb.service import WebSettings
-    from pixels_assets.engines.local import keep_workers
+    from pixels_assets.engines.processes import keep_workers
 
     if not 0 < options.port < 65536:
         msg = f"there is no port {options.port}; ports are 1 to 65535"

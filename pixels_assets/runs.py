@@ -13,7 +13,7 @@ import dagster as dg
 
 from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.extractors import load_extractors
-from pixels_assets.engines.local import keep_workers, start_workers
+from pixels_assets.engines.processes import keep_workers, start_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
 from pixels_assets.intake.listing import Listing

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pixels_assets.engines.local import keep_workers
+from pixels_assets.engines.processes import keep_workers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

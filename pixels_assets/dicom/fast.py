@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from math import isfinite
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import orjson
 from pydicom import Dataset, config
@@ -240,13 +240,15 @@ class _Context:
         What holds in another group.
     memo : dict of bytes to _Entry
         Elements by their bytes.
+    plans : dict of (int, bytes) to _Plan or None
+        By tag and VR, for elements that were not met before.
     vrs : dict of int to str
         VRs that are not written, by tag; empty when pydicom has to be asked at each element.
     is_plain : bool
         Whether printable ASCII means itself unless it is escaped.
     """
 
-    __slots__ = ("base", "charset", "creators", "group", "implicit", "inner", "is_plain", "kind", "memo", "pixel_representation", "vrs")
+    __slots__ = ("base", "charset", "creators", "group", "implicit", "inner", "is_plain", "kind", "memo", "pixel_representation", "plans", "vrs")
 
     def __init__(
         self, implicit: bool, charset: Charset, kind: str, pixel_representation: bytes | None, group: int, creators: tuple[Creator, ...]
@@ -256,6 +258,7 @@ class _Context:
         self.base = _context(implicit, charset, kind, pixel_representation) if group else self
         self.inner: _Context | None = None
         self.memo: dict[bytes, _Entry] = {}
+        self.plans: dict[tuple[int, bytes | None], _Plan | Literal[False] | None] = {}
         self.vrs: dict[int, str] = {}
         self.is_plain = _is_plain(charset if isinstance(charset, str) else charset[0])
 
@@ -851,8 +854,45 @@ def _describe(context: _Context, tag: int, vr: str, value: bytes, effect: _Effec
         effect.described[tag] = vr, value
 
 
+class _Plan(NamedTuple):
+    """How an element becomes an entry whatever its value, as long as `convert` takes that: it changes nothing else, and describes nothing."""
+
+    convert: "Callable[[str, bytes, bool], Converted]"
+    vr: str
+    key: str
+    attributes: list[Attribute]
+
+
+def _plan(context: _Context, tag: int, vr: bytes | None) -> _Plan | None:
+    """Make the plan of an element with a written VR; None when there is more to it."""
+    name = _VR_NAMES.get(vr or b"", "")
+    convert = _CONVERTERS.get(name)
+    is_creator = tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF
+    if convert is None or is_creator or _describes(tag) or tag in _WITHIN or tag in (SPECIFIC_CHARACTER_SET, _TRANSFER_SYNTAX_UID):
+        return None
+    if context.kind == "item":
+        return None if tag in _INNER else _Plan(convert, name, f'"{tag:08X}":', [])
+    return _Plan(convert, name, f'"{tag:08X}":', _ATTRIBUTES.get(tag, []) if context.kind == "top" else [])
+
+
 def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
     """Make the entry of an element that is not a sequence, or an empty one."""
+    plan = context.plans.get((tag, vr), False)
+    if plan is False:
+        plan = context.plans[tag, vr] = _plan(context, tag, vr)
+    if plan and value:
+        converted = plan.convert(plan.vr, value, context.is_plain)
+        if converted is not None:
+            effect = None
+            if plan.attributes:
+                effect = _Effect()
+                for attribute in plan.attributes:
+                    _type_value(attribute, converted[1], effect)
+            return _Entry(tag, plan.key + converted[0], effect)
+    return _convert_unplanned(context, tag, vr, value, path)
+
+
+def _convert_unplanned(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
     if tag in _WITHIN and context.kind == "top" and (value or vr not in (None, b"SQ")):
         raise UnusualHeader
     name = _vr_name(context, tag, vr, len(value))

@@ -30,6 +30,9 @@ class UnfitError(ValueError):
     """A value does not fit the type of its column. Cause: the file. Remedy: none; the value stays in `meta`."""
 
 
+_SIZED = (str, bytes, list, MultiValue, PersonName)  # a union would be made anew for each value
+
+
 def typed_value(kind: str, value: object) -> object:
     r"""Turn a converted DICOM value into the value of a column.
 
@@ -68,7 +71,7 @@ def typed_value(kind: str, value: object) -> object:
     >>> typed_value("time", "1015")
     '10:15:00.000000'
     """
-    if value is None or (isinstance(value, str | bytes | list | MultiValue | PersonName) and not value):
+    if value is None or (isinstance(value, _SIZED) and not value):
         return None
     return _RULES[kind](value)
 
@@ -106,6 +109,8 @@ def _items(dataset: Dataset) -> Iterator[Dataset]:
 
 
 def _text(value: object) -> str | None:
+    if type(value) is str and value.isascii():  # nearly all
+        return value or None
     if isinstance(value, MultiValue | list):
         if not all(isinstance(part, str | PersonName) for part in value):
             raise UnfitError

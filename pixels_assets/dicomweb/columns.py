@@ -5,8 +5,9 @@ integers, and wildcards are looked for once per distinct value. What few rows ha
 wanted. Must not know HTTP, nor where rows come from.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,10 @@ _FEW = 8
 """So many comparisons of all rows cost less than a look-up for each row."""
 _SELECTIVE, _MOST_LISTED = 1000, 65_536
 """Rows are ordered by a column with more distinct values than the one, and listed where there are at most as many as the other."""
+_APART = 256
+"""One of so many distinct values is at hand, to find the others by."""
+_TRIED, _MOST_PASSED = 3, 1 << 24
+"""So many first characters of a piece of text are looked for in at most so many bytes of texts at once."""
 _MOST_WRITTEN = 32_768
 """Elements that a column keeps as JSON, and distinct values of a column of text that does so."""
 _QUICK_VALUES, _QUICK_ROWS, _QUICK_LIST = 50_000, 2_000_000, 100
@@ -86,6 +91,17 @@ class TextColumn:
         self._compared = self._as_compared()
         self._composed, self._parts, self._owners = self._taken_apart()
         self._written = _Written(vr)
+        self._is_unique = len(self.distinct) == len(self.codes)
+        """No two rows have the same value, and every value that there is has a row."""
+
+    def of_rows(self, rows: Rows) -> "TextColumn":
+        """Make a column of the values of some rows, which may repeat, as series have those of their study."""
+        found = copy(self)
+        for name in ("_row_of", "_order", "_starts"):
+            found.__dict__.pop(name, None)
+        found.codes = self.codes[rows]
+        found._is_unique = self._is_unique and bool(np.all(np.bincount(rows, minlength=len(self.codes)) == 1))
+        return found
 
     def _as_compared(self) -> pa.StringArray:
         """Distinct values as they are compared."""
@@ -115,13 +131,27 @@ class TextColumn:
         """Rows that a condition accepts."""
         if self._is_whole(condition):
             return self._rows_of([code for code in map(self._code_of, condition.values) if code >= 0])
-        wanted = _matching(self._compared, condition)
-        wanted[self._composed] = False
-        wanted[self._owners[_matching(self._parts, condition)]] = True
-        if np.count_nonzero(wanted) > _FEW:
+        wanted = self._wanted(condition)
+        if np.count_nonzero(wanted) > _SELECTIVE:
             mask: Mask = np.append(wanted, False).take(self.codes)  # the code of an absent value, -1, is the last entry
             return mask
         return self._rows_of(np.flatnonzero(wanted).tolist())
+
+    def _wanted(self, condition: Condition) -> Mask:
+        """Distinct values that a condition accepts."""
+        if self._is_whole(condition):
+            wanted: Mask = np.zeros(len(self.distinct), np.bool_)
+            wanted[[code for code in map(self._code_of, condition.values) if code >= 0]] = True
+            return wanted
+        wanted = _matching(self._compared, condition)
+        wanted[self._composed] = False
+        wanted[self._owners[_matching(self._parts, condition)]] = True
+        return wanted
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts."""
+        found: Mask = np.append(self._wanted(condition), False).take(self.codes[rows])
+        return found
 
     def listed(self, condition: Condition) -> Rows | None:
         """Rows that a condition accepts, in order, where they are few and found without passing over all; None where that is not so."""
@@ -140,12 +170,11 @@ class TextColumn:
         if condition.pattern is not None or len(condition.values) > _QUICK_LIST:
             return False
         is_ordered = "_order" in self.__dict__ or self.__dict__.get("_row_of") is not None
-        return len(self.distinct) <= _QUICK_VALUES or (self._is_exact(condition) and is_ordered)
+        return len(self.distinct) <= _SELECTIVE or (is_ordered and (self._is_exact(condition) or len(self.distinct) <= _QUICK_VALUES))
 
     def _is_exact(self, condition: Condition) -> bool:
         """Whether rows are those that have one of some whole texts, each of which few have."""
-        is_selective = len(self.distinct) > _SELECTIVE or len(self.distinct) == len(self.codes)
-        return is_selective and self._is_whole(condition)
+        return (len(self.distinct) > _SELECTIVE or self._is_unique) and self._is_whole(condition)
 
     def _is_whole(self, condition: Condition) -> bool:
         """Whether rows are those that have one of some whole texts."""
@@ -154,7 +183,7 @@ class TextColumn:
     @cached_property
     def _row_of(self) -> Rows | None:
         """Row of each code, where no two rows have the same value."""
-        if len(self.distinct) != len(self.codes):
+        if not self._is_unique:
             return None
         rows = np.empty(len(self.codes), np.int32)
         rows[self.codes] = np.arange(len(rows), dtype=np.int32)
@@ -165,16 +194,24 @@ class TextColumn:
         """Rows by code."""
         return np.argsort(self.codes, kind="stable").astype(np.int32)
 
+    @cached_property
+    def _starts(self) -> Rows:
+        """Where the rows of each code begin in the order, and at last where those of the last one end."""
+        counts = np.bincount(self.codes + np.int32(1), minlength=len(self.distinct) + 1)  # those without a value come first
+        return np.cumsum(counts).astype(np.int32)
+
     def _run(self, code: int) -> Rows:
         """Rows of a code, in order."""
-        order, codes = self._order, self.codes
-        start, end = (find(range(len(order)), code, key=lambda place: codes[order[place]]) for find in (bisect_left, bisect_right))
-        return order[start:end]
+        return self._order[self._starts[code] : self._starts[code + 1]]
 
     def _rows_of(self, codes: Sequence[int]) -> Mask:
         mask: Mask = np.zeros(len(self.codes), np.bool_)
         if self._row_of is not None:
             mask[self._row_of[codes]] = True
+            return mask
+        if len(self.distinct) > _SELECTIVE and len(codes) <= _SELECTIVE:
+            if codes:
+                mask[np.concatenate([self._run(code) for code in codes])] = True
             return mask
         if len(codes) > _FEW:
             wanted = np.zeros(len(self.distinct) + 1, np.bool_)
@@ -184,30 +221,37 @@ class TextColumn:
             mask |= self.codes == code
         return mask
 
+    def _bytes_of(self, code: int) -> bytes:
+        borders, data = self._raw
+        return bytes(data[borders[code] : borders[code + 1]])
+
     @cached_property
     def _raw(self) -> tuple[memoryview, memoryview]:
         """Borders of the distinct values, and their bytes."""
         _, borders, data = self.distinct.buffers()
         return memoryview(borders).cast("b").cast("i")[self.distinct.offset :], memoryview(data or b"")
 
+    @cached_property
+    def _landmarks(self) -> list[bytes]:
+        return [self._bytes_of(code) for code in range(0, len(self.distinct), _APART)]
+
     def _code_of(self, text: str) -> int:
         """Code of a text; -1 where there is none."""
         if not len(self.distinct):
             return -1
-        wanted, (borders, data) = text.encode("utf-8", "surrogatepass"), self._raw
-
-        def at(place: int) -> bytes:
-            return bytes(data[borders[place] : borders[place + 1]])
-
         # Bytes of UTF-8 have the order of the characters.
-        place = bisect_left(range(len(self.distinct)), wanted, key=at)
-        return place if place < len(self.distinct) and at(place) == wanted else -1
+        wanted = text.encode("utf-8", "surrogatepass")
+        above = bisect_left(self._landmarks, wanted) * _APART
+        place = bisect_left(range(len(self.distinct)), wanted, max(0, above - _APART), min(above, len(self.distinct)), key=self._bytes_of)
+        return place if place < len(self.distinct) and self._bytes_of(place) == wanted else -1
 
     def take(self, rows: Rows) -> list[str | None]:
         """Values of some rows."""
         return self._texts(self.codes[rows])
 
     def _texts(self, codes: Codes) -> list[str | None]:
+        if len(codes) <= _FEW:
+            return [None if code < 0 else self._bytes_of(code).decode() for code in codes.tolist()]
         found: list[str | None] = self.distinct.take(pa.array(codes, mask=codes < 0)).to_pylist()
         return found
 
@@ -230,11 +274,12 @@ def _matching(texts: pa.StringArray, condition: Condition) -> Mask:
     """Which of some texts, each written as it is compared, a condition accepts."""
     if condition.literal is not None:
         kind, text = condition.literal
-        match = {"contains": pc.match_substring, "starts": pc.starts_with, "ends": pc.ends_with}[kind]
-        found = match(texts, text)
+        if kind == "contains":
+            return _containing(texts, text)
+        found = pc.starts_with(texts, text) if kind == "starts" else pc.ends_with(texts, text)
     elif condition.pattern is not None:
         # Patterns are dear: they are tried on what has their longest piece of plain text.
-        may = _mask(pc.match_substring(texts, condition.piece)) if condition.piece else np.ones(len(texts), np.bool_)
+        may = _containing(texts, condition.piece) if condition.piece else np.ones(len(texts), np.bool_)
         places = np.flatnonzero(may)
         may[places] = _mask(pc.match_substring_regex(texts.take(pa.array(places)), f"^{condition.pattern}$"))
         return may
@@ -247,6 +292,29 @@ def _matching(texts: pa.StringArray, condition: Condition) -> Mask:
     else:
         found = pc.is_in(texts, value_set=pa.array(condition.values, pa.string()))
     return _mask(found)
+
+
+def _containing(texts: pa.StringArray, piece: str) -> Mask:
+    """Which of some texts contain another one."""
+    wanted = np.frombuffer(piece.encode("utf-8", "surrogatepass"), np.uint8)
+    _, borders, data = texts.buffers()
+    if piece and len(texts) and data is not None and not texts.null_count and data.size <= _MOST_PASSED:
+        # All texts are passed over as one: several times as fast as one by one, as long as few of them have the first characters.
+        ends = np.frombuffer(borders, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        whole = np.frombuffer(data, np.uint8)[: ends[-1]]
+        places = max(0, len(whole) - len(wanted) + 1)
+        may = whole[:places] == wanted[0]
+        for at, byte in enumerate(wanted[1:_TRIED], 1):
+            may &= whole[at : places + at] == byte
+        if np.count_nonzero(may) < len(texts) // _TRIED:
+            found = np.flatnonzero(may)
+            for at, byte in enumerate(wanted[_TRIED:], _TRIED):
+                found = found[whole[found + at] == byte]
+            rows = np.searchsorted(ends, found, side="right") - 1
+            mask: Mask = np.zeros(len(texts), np.bool_)
+            mask[rows[(rows >= 0) & (found + len(wanted) <= ends[rows + 1])]] = True
+            return mask
+    return _mask(pc.match_substring(texts, piece))
 
 
 def _mask(found: pa.BooleanArray) -> Mask:
@@ -278,20 +346,27 @@ class NumberColumn:
 
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts."""
+        return self._accepted(self.values, condition)
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts."""
+        return self._accepted(self.values[rows], condition)
+
+    def _accepted(self, values: NDArray[Any], condition: Condition) -> Mask:
         if self.is_date and condition.is_range:
             low, high = self._bounds(condition)
-            mask: Mask = self.values >= low
+            mask: Mask = values >= low
             if condition.high is not None:
-                mask &= self.values <= high
+                mask &= values <= high
             return mask
-        mask = np.zeros(len(self.values), np.bool_)
+        mask = np.zeros(len(values), np.bool_)
         for text in condition.values:
             try:
                 number = float(text)
             except ValueError:
                 continue
             if self.is_fraction or (number.is_integer() and abs(number) < 2**62):
-                mask |= self.values == (number if self.is_fraction else int(number))
+                mask |= values == (number if self.is_fraction else int(number))
         return mask
 
     def _bounds(self, condition: Condition) -> tuple[np.int32, np.int32]:
@@ -353,6 +428,10 @@ class EmptyColumn:
     def match(self, condition: Condition) -> Mask:
         """Rows that a condition accepts: none."""
         return np.zeros(self._count, np.bool_)
+
+    def among(self, rows: Rows, condition: Condition) -> Mask:
+        """Which of some rows a condition accepts: none."""
+        return np.zeros(len(rows), np.bool_)
 
     def listed(self, condition: Condition) -> Rows:
         """Rows that a condition accepts: none."""
@@ -434,7 +513,7 @@ class Level:
         found = fewest
         for (keyword, condition), rows in zip(conditions, listed, strict=True):
             if rows is not fewest and len(found):
-                found = found[self.columns[keyword].match(condition)[found]]
+                found = found[self.columns[keyword].among(found, condition)]
         return found
 
     def is_quick(self, conditions: Iterable[tuple[str, Condition]]) -> bool:

@@ -25,7 +25,7 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from pixels_assets.dicomweb.caching import Cache
-from pixels_assets.dicomweb.columns import Level, Rows, make_column
+from pixels_assets.dicomweb.columns import Level, Rows, TextColumn, make_column
 from pixels_assets.dicomweb.model import INSTANCE, KNOWN, SERIES, STUDY, Known
 from pixels_assets.errors import UsageError
 from pixels_assets.lake.commit import open_table
@@ -235,12 +235,16 @@ class Index:
         known = pc.index_in(series["StudyInstanceUID"], studies["StudyInstanceUID"].combine_chunks()).fill_null(-1).to_numpy().astype(np.int32)
         order = np.argsort(known, kind="stable")
         order = order[known[order] >= 0]  # of tables that are being brought up to date, one may be ahead
-        series, study_of = series.take(pa.array(order)), known[order]
+        series, study_of = series.drop_columns(["StudyInstanceUID"]).take(pa.array(order)), known[order]
+        levels = _level(studies, STUDY), _level(series, SERIES)
+        uids = levels[0].columns["StudyInstanceUID"]
+        assert isinstance(uids, TextColumn)
+        levels[1].columns["StudyInstanceUID"] = uids.of_rows(study_of)
         snapshot = Snapshot(
             number=number,
             versions={name: delta.version() for name, delta in deltas.items()},
-            studies=_level(studies, STUDY),
-            series=_level(series, SERIES),
+            studies=levels[0],
+            series=levels[1],
             study_of=study_of,
             first_series=np.searchsorted(study_of, np.arange(studies.num_rows + 1)),
             table=table,

@@ -8,7 +8,7 @@ for the objects that the rest of the search leaves.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -128,7 +128,8 @@ class _Search:
 
     def rows(self, level: str) -> Rows | None:
         """Rows of studies or series, in order; None for all."""
-        key = (level, self._scope, *(condition for found in self._by_level.values() for _, condition in found), *self._deep)
+        asked = [condition for found in self._by_level.values() for _, condition in found] + self._deep
+        key = (level, self._scope, frozenset(replace(condition, values=tuple(sorted(condition.values))) for condition in asked))
         found: Rows | None = self._snapshot.found.peek(key)
         if found is not None:
             return found
@@ -299,12 +300,14 @@ def _rows(index: Index, snapshot: Snapshot, rows: Rows, query: Query, level: str
         return []
     keywords, tags = _fields(query, level)
     own = snapshot.studies if level == STUDY else snapshot.series
-    columns = _elements(own, rows, [name for name in keywords if name in own.columns and (level == STUDY or name != _STUDY_KEY)], level)
+    keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
+    key = BY_KEYWORD[_STUDY_KEY if level == STUDY else _SERIES_KEY]
+    columns = {key.tag: elements(key.tag, key.vr, [uids[-1] for uids in keys], always=True)}
+    columns |= _elements(own, rows, [name for name in keywords if name in own.columns and name not in {_STUDY_KEY, _SERIES_KEY}], level)
     if level == SERIES:
         columns |= _elements(snapshot.studies, snapshot.study_of[rows], [name for name in keywords if name in snapshot.studies.columns], level)
     elif below := [name for name in keywords if BY_KEYWORD[name].level == SERIES and name in snapshot.series.columns]:
         columns |= _elements(snapshot.series, snapshot.first_series[rows].astype(np.int32), below, level)
-    keys = own.take(rows, [_STUDY_KEY] if level == STUDY else [_STUDY_KEY, _SERIES_KEY])
     if tags:
         found = _representative_fields(index, snapshot, keys, tags)
         columns |= {tag: [row.get(tag, "") for row in found] for tag in tags}
@@ -329,9 +332,11 @@ def _objects(columns: dict[int, list[str]], links: Sequence[str], level: str) ->
     return ["{" + ",".join(filter(None, row)) + "}" for row in zip(*(columns[tag] for tag in sorted(columns)), strict=True)]
 
 
-def _links(base: str, keys: Iterable[Sequence[object]]) -> list[str]:
-    names = ("studies", "series", "instances")
-    return [base + "".join(f"/{name}/{_quoted(str(uid))}" for name, uid in zip(names, uids, strict=False)) for uids in keys]
+def _links(base: str, keys: Sequence[Sequence[object]]) -> list[str]:
+    links = [base] * len(keys)
+    for name, uids in zip(("studies", "series", "instances"), zip(*keys, strict=True), strict=False):
+        links = [f"{link}/{name}/{_quoted(str(uid))}" for link, uid in zip(links, uids, strict=True)]
+    return links
 
 
 def _quoted(uid: str) -> str:
@@ -350,7 +355,7 @@ def _instance_rows(index: Index, snapshot: Snapshot, instances: Sequence[Instanc
     if tags:
         found = _from_meta(index, snapshot, instances, tags)
         columns |= {tag: [found.get(item.path, {}).get(tag, "") for item in instances] for tag in tags}
-    return _objects(columns, _links(base, ((item.study, item.series, item.uid) for item in instances)), INSTANCE)
+    return _objects(columns, _links(base, [(item.study, item.series, item.uid) for item in instances]), INSTANCE)
 
 
 def _parent_elements(snapshot: Snapshot, keys: Sequence[tuple[str, str]], keywords: Sequence[str]) -> dict[int, list[str]]:

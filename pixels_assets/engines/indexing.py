@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +23,7 @@ from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
 from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, SourceFile, Status, os_path, row_id
-from pixels_assets.lake.parts import Part, PartWriter, remove_parts
+from pixels_assets.lake.parts import Part, PartWriter, microseconds, remove_parts
 from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.settings import MIB, Settings
 
@@ -37,10 +36,10 @@ CONTAINER_TYPES = ARCHIVE_TYPES | COMPRESSED_TYPES
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _HEAVY = ("meta", "file_meta", "header")  # what a row weighs is in these, but for some hundred bytes
+_SIZED = str, bytes
 _SEGMENT_ROWS = 2_000
 _SEGMENT_BYTES = 48 * MIB
 _NO_VALUES = dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +263,8 @@ class _Stretch:
         if extracted is not None:
             metadata["local_path"] = str(extracted)
         self._write(DICOM_METADATA, metadata)
-        self._write(THUMBNAILS, _thumbnail_row(found, image))
+        if THUMBNAILS.name in self.spec.outputs:
+            self._write(THUMBNAILS, _thumbnail_row(found, image))
         tally = self.tally
         tally.objects += 1
         tally.bytes += (found.length or 0) if found.depth == 0 else 0
@@ -273,7 +273,7 @@ class _Stretch:
             tally.codes[str(metadata["error_code"])] += 1
         if THUMBNAILS.name in self.spec.outputs:
             tally.thumbnails["ok" if isinstance(image, Thumbnail) else image.code] += 1
-        self.weight += sum([len(value) for name in _HEAVY if isinstance(value := metadata[name], str | bytes)])
+        self.weight += sum([len(value) for name in _HEAVY if isinstance(value := metadata[name], _SIZED)])
         self.weight += len(image.data) if isinstance(image, Thumbnail) else 0
         if logger.isEnabledFor(logging.DEBUG):
             before, self._ready = self._ready, time.perf_counter()
@@ -349,7 +349,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         "path": found.path,
         "original_path": found.original_path,
         "length": found.length,
-        "modificationTime": timestamp(found.mtime_ns),
+        "modificationTime": microseconds(found.mtime_ns),
         "depth": found.depth,
         "file_type": found.file_type,
         "local_path": local_path(found.original_path),
@@ -360,10 +360,8 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         "meta": None,
         "file_meta": None,
         "header": None,
-        **_NO_VALUES,
+        "warnings": (warnings := list(found.warnings)),
     }
-    warnings = list(found.warnings)
-    row["warnings"] = warnings
     image: Thumbnail | NoThumbnail = NoThumbnail("not_an_image", "the object is not a DICOM object")
     if found.failure is not None:
         _fail(row, found.failure)
@@ -374,6 +372,7 @@ def _index(found: FoundObject, spec: IndexSpec) -> tuple[dict[str, object], Thum
         image, header = _read_dicom(found, spec, row, warnings)
     else:
         _fail(row, Failure(Status.NOT_DICOM, "not_dicom", f"the content is not DICOM but {found.file_type}"))
+    row.update(_NO_VALUES if header is None else header.values)
     return row, image, header
 
 
@@ -393,7 +392,6 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
         _fail(row, Failure(Status(header.status), header.code, header.message))
         return NoThumbnail(header.code, header.message), None
     row["meta"], row["file_meta"], row["header"] = header.meta, header.file_meta, header.header
-    row.update(header.values)
     warnings += [warning for warning in header.warnings if warning not in warnings]
     if found.file_type != "dicomdir":
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]
@@ -424,16 +422,6 @@ def _thumbnail_row(found: FoundObject, image: Thumbnail | NoThumbnail) -> dict[s
             "error_code": None,
         }
     return row | {"thumbnail": None, "mime": None, "width": None, "height": None, "frame": None, "status": "none", "error_code": image.code}
-
-
-def timestamp(nanoseconds: int | None) -> datetime | None:
-    """Nanoseconds since 1970 as a UTC time, microseconds rounded down; None outside of the years 1 to 9999."""
-    if nanoseconds is None:
-        return None
-    try:
-        return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
-    except OverflowError:
-        return None
 
 
 def local_path(original_path: str) -> str:

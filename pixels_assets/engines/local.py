@@ -5,24 +5,21 @@ Holds the parent's side: handing out shards, watching time and memory, and findi
 
 import logging
 import mmap
-import os
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, Tally, discard_attempt
-from pixels_assets.engines.worker import MONITOR_BYTES, RESTING, Answer, Monitor, Order, State
+from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_back, take_worker
+from pixels_assets.engines.worker import Answer, Order
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
 from pixels_assets.lake.parts import Part
@@ -33,14 +30,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 """Told the number of objects touched so far."""
 
-# pydicom loads two libraries for downloads of test files, which is a sixth of the start of a process; extractors may import them later.
-_START = """
-import sys
-sys.modules["requests"] = sys.modules["tqdm"] = None
-from pixels_assets.engines.worker import main
-del sys.modules["requests"], sys.modules["tqdm"]
-main(*map(int, sys.argv[1:]))
-"""
 _POLL_SECONDS = 0.05
 _ENDING_SECONDS = 5.0
 _SWOLLEN = 256 * MIB
@@ -95,53 +84,18 @@ class _End:
 
 
 class _Worker:
-    """One process, its connection, and the block of memory in which it says what it does."""
+    """One process, and the task that it is at."""
 
-    def __init__(self, worker_bytes: int) -> None:
-        self.worker_bytes = worker_bytes
+    def __init__(self, own: WorkerProcess) -> None:
+        self.own = own
+        self.process, self.connection = own.process, own.connection
         self.task: _Task | None = None
-        self._indexed_before = 0
+        self._indexed_before = self.state.indexed
         self._stopped: _End | None = None
-        package = str(Path(__file__).parents[2])
-        environment = os.environ | {
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-            # What large objects took is given back when they are done, so that what the next one may take does not depend on them. What usual
-            # ones took is not: a third of their time would go into asking for it again.
-            "MALLOC_MMAP_THRESHOLD_": str(8 * MIB),
-            "MALLOC_TRIM_THRESHOLD_": str(16 * MIB),
-            "MALLOC_ARENA_MAX": "1",
-            "ARROW_DEFAULT_MEMORY_POOL": "system",
-            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        }
-        with ExitStack() as opened:
-            try:
-                self._file = opened.enter_context(tempfile.TemporaryFile())
-                self._file.truncate(MONITOR_BYTES)
-                self._monitor = Monitor(self._file.fileno())  # not closed: another thread may be looking at it
-                self._monitor.write(State(0, 0, RESTING, 0))
-                ours, theirs = socket.socketpair()
-                opened.callback(theirs.close)
-                self.connection = opened.enter_context(Connection(ours.detach()))
-                inherited = theirs.fileno(), self._file.fileno()
-                # -P: no module is taken from the working folder, which may be somebody's data. Group 0: Ctrl-C is for the parent to decide about.
-                self.process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
-                    [sys.executable, "-P", "-c", _START, *map(str, (os.getpid(), *inherited))],
-                    pass_fds=inherited,
-                    process_group=0,
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,
-                    env=environment,
-                )
-            except OSError as error:
-                msg = f"cannot start a worker process: {error.strerror}; check memory, disk and process limits, or use fewer --workers"
-                raise WorkerError(msg) from error
-            theirs.close()
-            self._opened = opened.pop_all()
 
     @property
     def state(self) -> State:
-        return self._monitor.read()
+        return self.own.monitor.read()
 
     @property
     def indexed(self) -> int:
@@ -151,7 +105,7 @@ class _Worker:
     @property
     def is_swollen(self) -> bool:
         """Whether it holds so much at rest that the next large object might be refused for what earlier ones left."""
-        return _resident(self.process.pid) > max(_SWOLLEN, self.worker_bytes // 2)
+        return _resident(self.process.pid) > max(_SWOLLEN, self.own.worker_bytes // 2)
 
     def start_counting(self) -> None:
         self._indexed_before = self.state.indexed
@@ -176,8 +130,8 @@ class _Worker:
         if state.row != RESTING and time.monotonic_ns() - state.since > seconds * 1e9:
             message = f"reading it made no progress for {seconds:g} s (PIXELS_OBJECT_SECONDS)"
             end = _End(state, Failure(Status.TIMEOUT, "time_limit", message), chances=1)
-        elif _resident(self.process.pid) > self.worker_bytes:
-            end = _End(state, _too_much_memory(self.worker_bytes))
+        elif _resident(self.process.pid) > self.own.worker_bytes:
+            end = _End(state, _too_much_memory(self.own.worker_bytes))
         else:
             return
         if self.state[1:] == state[1:]:  # it is still at it, and was not read in the middle of a change
@@ -196,66 +150,6 @@ class _Worker:
             moved_on = self._stopped.state.row != state.row
             return replace(self._stopped, state=state._replace(row=RESTING)) if moved_on else self._stopped
         return _End(state, Failure(Status.CRASHED, _ending(code), "reading it ended the worker process"))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._opened.close()
-
-
-class _Spares:
-    """Processes between two engines."""
-
-    def __init__(self) -> None:
-        self.holders = 0
-        self.workers: list[_Worker] = []
-
-    def take(self, worker_bytes: int) -> _Worker | None:
-        """Hand out a process that is limited to this much memory, if there is one."""
-        for worker in self.workers:
-            if worker.worker_bytes == worker_bytes:
-                self.workers.remove(worker)
-                if worker.process.poll() is None:
-                    return worker
-                worker.close()
-                return self.take(worker_bytes)
-        return None
-
-    def close(self) -> None:
-        while self.workers:
-            self.workers.pop().close()
-
-
-_spares = _Spares()
-
-
-@contextmanager
-def keep_workers() -> Iterator[None]:
-    """Let processes of an engine that is left within the block wait for the next one, so that batches in a row pay for their start once."""
-    _spares.holders += 1
-    try:
-        yield
-    finally:
-        _spares.holders -= 1
-        if not _spares.holders:
-            _spares.close()
-
-
-def start_workers(count: int, worker_bytes: int) -> None:
-    """Start processes that wait for the next engine, so that they get ready while its work is still prepared; only within `keep_workers`.
-
-    What cannot be started now, the engine tries again, and says so.
-
-    Parameters
-    ----------
-    count : int
-        As many wait then, if not more.
-    worker_bytes : int
-        Memory that each may take.
-    """
-    with suppress(WorkerError):
-        while _spares.holders and len(_spares.workers) < count:
-            _spares.workers.append(_Worker(worker_bytes))
 
 
 class LocalEngine:
@@ -279,14 +173,14 @@ class LocalEngine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None and _spares.holders:
-            _spares.workers += self._pool
+        if kind is None:
+            give_back([worker.own for worker in self._pool])
             self._pool.clear()
         self._close()
 
     def _close(self) -> None:
         for worker in self._pool:
-            worker.close()
+            worker.own.close()
         self._pool.clear()
 
     @property
@@ -340,7 +234,7 @@ class LocalEngine:
                     if is_spent:
                         indexed_before += worker.indexed
                         self._pool.remove(worker)
-                        worker.close()
+                        worker.own.close()
                     if end is None:
                         continue
                     tasks.appendleft(task)
@@ -363,8 +257,7 @@ class LocalEngine:
             if idle:
                 worker = idle.pop()
             else:
-                worker = _spares.take(spec.settings.worker_bytes) or _Worker(spec.settings.worker_bytes)
-                worker.start_counting()
+                worker = _Worker(take_worker(spec.settings.worker_bytes))
                 self._pool.append(worker)
             worker.give(tasks.popleft(), spec)
 
@@ -379,7 +272,7 @@ def _early_end(message: Answer | None, worker: _Worker) -> _End | None:
         return None
     state = worker.state._replace(row=message.row)
     if message.out_of_memory:
-        return _End(state, _too_much_memory(worker.worker_bytes))
+        return _End(state, _too_much_memory(worker.own.worker_bytes))
     if message.row == RESTING:
         msg = f"indexing failed outside of any object: {message.raised}; please report it"
         raise WorkerError(msg)

@@ -24,7 +24,7 @@ from pixels_assets.settings import MIB, Settings
 
 _SHARDS_PER_WORKER = 8
 """So that the last shard that is worked on keeps the other workers waiting for a few hundredths of the batch's time at most."""
-_SHARD_FILES = 16, 256
+_SHARD_FILES = 16, 512
 _SHARD_BYTES = 4 * MIB, 64 * MIB
 
 _SIGNS_OF_ABSENCE = ("not_found", "io_error")

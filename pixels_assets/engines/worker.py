@@ -7,8 +7,8 @@ object is in hand, so that the parent knows it even when this process is killed 
 """
 
 import ctypes
+import gc
 import logging
-import mmap
 import os
 import resource
 import signal
@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
 
 from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
+from pixels_assets.engines.processes import RESTING, Monitor, State
 from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.imports import Absent
 from pixels_assets.intake.objects import Failure, row_id
@@ -28,33 +28,8 @@ from pixels_assets.intake.objects import Failure, row_id
 logger = logging.getLogger(__name__)
 
 
-class State(NamedTuple):
-    """What a worker does, as it says itself in the shared block of memory.
-
-    Parameters
-    ----------
-    indexed : int
-        Rows made so far.
-    since : int
-        When the object in hand last made progress, monotonic nanoseconds.
-    row : int
-        Row id of the object in hand, RESTING when there is none.
-    file : int
-        Which file of the shard it belongs to.
-    """
-
-    indexed: int
-    since: int
-    row: int
-    file: int
-
-
-RESTING = -1
-"""In the place of a row id: no object is in hand."""
-
-MONITOR_BYTES = 8 * len(State._fields)
-
 _PR_SET_PDEATHSIG = 1
+_YOUNG_OBJECTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +63,6 @@ class Answer:
     raised: str | None = None
     row: int = RESTING
     out_of_memory: bool = False
-
-
-class Monitor:
-    """The shared block of memory: one process writes it, another may read it at any moment, also after the first was killed.
-
-    Parameters
-    ----------
-    descriptor : int
-        A file of `MONITOR_BYTES`.
-    """
-
-    # Numbers of eight bytes, each written at once. `struct.pack_into` would clear the block first, and whoever looks then sees an object with
-    # the row id 0 in hand since the machine was started.
-    def __init__(self, descriptor: int) -> None:
-        self._fields = memoryview(mmap.mmap(descriptor, MONITOR_BYTES)).cast("q")  # unmapped with this object
-
-    def write(self, state: State) -> None:
-        """Say something else; who reads meanwhile may find some fields old, but the object in hand never with an older time than its own."""
-        self._fields[0], self._fields[1], self._fields[3], self._fields[2] = state.indexed, state.since, state.file, state.row
-
-    def read(self) -> State:
-        """Read what was last said."""
-        return State(*self._fields.tolist())
 
 
 class _Refused(Mapping[str, Failure]):
@@ -171,6 +123,9 @@ def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
     # pyarrow would load it wherever it is installed, which takes half a second and 40 MiB, and no value here is of it.
     sys.meta_path.insert(0, Absent("pandas"))
+    # What is remembered of headers stays, and nearly all else goes without the collector: it would look at the former again and again.
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 50, 1000)
     reporter = _Reporter(connection := Connection(connection_fd), Monitor(monitor_fd))
     limited = False
     while True:

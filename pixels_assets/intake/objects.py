@@ -178,6 +178,8 @@ def escape_name(name: bytes) -> str:
 
 def unescape_name(text: str) -> bytes:
     """Turn text made by `escape_name` back into its bytes."""
+    if "\\" not in text:
+        return text.encode("utf-8")
     return _ESCAPED.sub(lambda found: bytes([int(found.group(1), 16)]), text.encode("utf-8"))
 
 

@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pixels_assets.errors import BatchError, LakeError
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 MIB = 1024**2
 GROUP_ROWS = 512
 """Rows of one row group in tables that hold binaries: a lookup by path then reads few thumbnails that it does not need."""
-GROUP_BYTES = 8 * MIB
+GROUP_BYTES = 16 * MIB
 """Bytes of values that are buffered before they become a row group."""
 STATISTICS_CHARACTERS = 256
 """Longest text in statistics. Delta's usual 32 would cut addresses and UIDs within their common prefix and prune nothing."""
@@ -45,6 +44,7 @@ _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
 _FIXED_BYTES = 8
 _MAX_SHAPES = 500
+_FEW = 8
 _ONLY_TEXT = {str}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -154,6 +154,8 @@ class PartFile:
         Schema of the file.
     empty : collection of str
         Columns of which no values are expected: they are not compressed, which would be most of the work when many of a hundred columns are empty.
+    few : collection of str
+        Columns of which a few values are expected, again and again: their dictionary is all there is to store, and is not compressed either.
 
     Raises
     ------
@@ -161,14 +163,24 @@ class PartFile:
         The file cannot be written.
     """
 
-    def __init__(self, lake: Path, table: Table, batch: str | None, name: str, schema: pa.Schema, *, empty: Collection[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        lake: Path,
+        table: Table,
+        batch: str | None,
+        name: str,
+        schema: pa.Schema,
+        *,
+        empty: Collection[str] = frozenset(),
+        few: Collection[str] = frozenset(),
+    ) -> None:
         self._table, self._schema = table, schema
         self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
         self._unfinished = self._folder / f"{_UNFINISHED}{self._final.name}"
         self._action = f"write a part of {table.name}"
         self._bounds: dict[str, list[Any]] = {}
-        names = set(schema.names)
+        names, bare = set(schema.names), {*empty, *few}
         self._nulls = {column: 0 for column in table.statistics if column in names}
         self.rows = 0
         with lake_errors(self._action, self._folder):
@@ -179,8 +191,8 @@ class PartFile:
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
-            compression={leaf: "none" if item.name in empty else "zstd" for item in schema for leaf in _leaves(item.name, item.type)},
-            compression_level={leaf: 1 for item in schema if item.name not in empty for leaf in _leaves(item.name, item.type)},
+            compression={leaf: "none" if item.name in bare else "zstd" for item in schema for leaf in _leaves(item.name, item.type)},
+            compression_level={leaf: 1 for item in schema if item.name not in bare for leaf in _leaves(item.name, item.type)},
             use_dictionary=[item.name for item in table.columns if item.repeats and item.name in names and item.name not in empty],
             write_statistics=[item.name for item in table.columns if item.name in names and _has_order(item.type) and not item.is_json],
         )
@@ -192,9 +204,9 @@ class PartFile:
         self.rows += values.num_rows
         for column in self._nulls:
             self._nulls[column] += values[column].null_count
-            bounds = pc.min_max(values[column]).as_py()
-            if bounds["min"] is not None:
-                self._bounds.setdefault(column, []).extend(bounds.values())
+            present = [value for value in values[column].to_pylist() if value is not None]  # as quick as arrow's own, which takes long to load
+            if present:
+                self._bounds.setdefault(column, []).extend((min(present), max(present)))
 
     def close(self) -> Part:
         """Finish the file and give it its name: from now on it is complete, also after a power cut."""
@@ -309,9 +321,12 @@ class PartWriter:
         self._lake, self._table, self._batch, self._name = lake, table, validate_batch(batch), validate_batch(name)
         self._limits = rows, size
         self._schema, self._types, self._weighers, self._required = _layout(table)
+        self._repeating = [item.name for item in table.columns if item.repeats and item.name in self._types and not pa.types.is_nested(item.type)]
         self._group_rows = GROUP_ROWS if any(map(pa.types.is_binary, self._types.values())) else rows
         self._kinds_within: dict[str, set[type]] = {}
         self._shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], _Shape] = {}
+        self._last_kinds: tuple[tuple[str, ...], tuple[type, ...]] | None = None
+        self._last_shape = _Shape((), 0, _getter([]), [])
         self._rows: list[tuple[tuple[str, ...], tuple[object, ...]]] = []
         self._group_bytes = self._part_bytes = 0
         self._file: PartFile | None = None
@@ -338,9 +353,13 @@ class PartWriter:
             A value is of a type that its column cannot hold.
         """
         values: tuple[Any, ...] = tuple(row.values())
-        # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds.
-        kinds = tuple(map(type, values))
-        shape = self._shapes.get((tuple(row), kinds)) or self._check(row, kinds)
+        # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds. Most are as the last one.
+        kinds = tuple(row), tuple(map(type, values))
+        if kinds == self._last_kinds:
+            shape = self._last_shape
+        else:
+            shape = self._last_shape = self._shapes.get(kinds) or self._check(row, kinds)
+            self._last_kinds = kinds
         weight = shape.fixed + sum(map(len, shape.sized(values)))
         for at, kinds_within in shape.lists:
             value = values[at]
@@ -358,7 +377,7 @@ class PartWriter:
         elif len(self._rows) >= self._group_rows or self._group_bytes >= GROUP_BYTES:
             self._flush()
 
-    def _check(self, row: Mapping[str, object], kinds: tuple[type, ...]) -> "_Shape":
+    def _check(self, row: Mapping[str, object], kinds: tuple[tuple[str, ...], tuple[type, ...]]) -> "_Shape":
         """Check a row of columns and types that were not met before."""
         for name, value in row.items():
             if name not in self._weighers:
@@ -377,7 +396,7 @@ class PartWriter:
         sized = [at for at in places if pa.types.is_string(types[at]) or pa.types.is_binary(types[at])]
         lists = [(at, self._kinds_within.setdefault(names[at], set())) for at in places if pa.types.is_list(types[at])]
         fixed = _FIXED_BYTES * (len(places) - len(sized) - len(lists))
-        shape = self._shapes[names, kinds] = _Shape(names, fixed, _getter(sized), lists)
+        shape = self._shapes[kinds] = _Shape(names, fixed, _getter(sized), lists)
         return shape
 
     def _weigh(self, name: str, value: object) -> int:
@@ -442,7 +461,8 @@ class PartWriter:
         columns = [_array(values.get(name, none), kind) for name, kind in self._types.items()]
         if self._file is None:
             empty = {name for name, column in zip(self._types, columns, strict=True) if column.null_count == len(column)}
-            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema, empty=empty)
+            few = {name for name in self._repeating if name in values and name not in empty and len(set(values[name])) <= _FEW}
+            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema, empty=empty, few=few)
             self._count += 1
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows.clear()

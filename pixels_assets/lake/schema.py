@@ -126,7 +126,7 @@ class Table:
         """Schema as readers see it, with each column's meaning as the field metadata ``comment``."""
         return pa.schema([pa.field(item.name, item.type, item.nullable, {"comment": item.comment}) for item in self.columns])
 
-    @property
+    @cached_property
     def part_arrow(self) -> pa.Schema:
         """Schema of one Parquet part: without the partition column, which is in the path, and without comments."""
         return pa.schema([pa.field(item.name, item.type, item.nullable) for item in self.columns if item.name not in self.partition_columns])
@@ -136,7 +136,7 @@ class Table:
         """Names of all columns, in order."""
         return tuple(item.name for item in self.columns)
 
-    @property
+    @cached_property
     def statistics(self) -> tuple[str, ...]:
         """Names of the columns whose minimum and maximum go to the transaction log."""
         return tuple(item.name for item in self.columns if item.has_statistics)

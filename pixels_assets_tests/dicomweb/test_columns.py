@@ -136,6 +136,36 @@ def test_what_is_written_is_the_same_whether_it_was_kept_or_not(monkeypatch):
             assert column.write(rows, 0x00100020, always=True) == elements(0x00100020, vr, column.take(rows), always=True)
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1, 0, 2], [0, 0, 2, 2], [], [1, 1, 1, 2, 3, 0], [2]])
+def test_a_column_of_the_rows_of_another_is_like_one_of_their_values(rows):
+    uids = ["1.2.9", "1.2.1", "1.3", "1.2.10"]
+    every = make_column(pa.array(uids), "UI")
+    assert every.match(condition_of("StudyInstanceUID", "1.3")).tolist() == [False, False, True, False]
+    column, plain = every.of_rows(np.array(rows, np.int32)), make_column(pa.array([uids[row] for row in rows], pa.string()), "UI")
+    for query in (*uids, "1.2.1,1.3", "1.2"):
+        condition = condition_of("StudyInstanceUID", query)
+        assert column.match(condition).tolist() == plain.match(condition).tolist()
+        assert (
+            Level({"StudyInstanceUID": column}, len(rows)).rows([("StudyInstanceUID", condition)]).tolist()
+            == np.flatnonzero(column.match(condition)).tolist()
+        )
+        assert column.find(query).tolist() == plain.find(query).tolist()
+    assert column.take(np.arange(len(rows), dtype=np.int32)) == [uids[row] for row in rows]
+
+
+@pytest.mark.parametrize("vr", ["LO", "PN", "UI"])
+def test_pieces_of_text_are_found_within_texts_and_not_across_them(vr):
+    rng = random.Random(8)
+    texts = sorted({"".join(rng.choices("abcdefghijklmnopéß1", k=rng.randrange(1, 9))) for _ in range(900)} | {"x", "xyz", "zx", "y", "yzx"})
+    column = make_column(pa.array(texts), vr)
+    pieces = ["x", "xy", "yzx", "xyzx", "éß", "q", "a", *(rng.choice(texts)[rng.randrange(3) :][: rng.randrange(1, 6)] or "b" for _ in range(300))]
+    assert vr != "PN" or column.match(make_condition((0x00100010,), "*=")).all()
+    for piece in pieces:
+        for query in (f"*{piece}*", f"*{piece}?*", f"?*{piece}*"):
+            condition = make_condition((0x00100010 if vr == "PN" else 0x00100020,), query)
+            assert column.match(condition).tolist() == [condition.accepts(text) for text in texts], query
+
+
 def test_patterns_are_bounded():
     column = make_column(pa.array(["a" * 64, "b"]), "LO")
     assert column.match(condition_of("PatientID", "?" * 64)).tolist() == [True, False]

@@ -7,7 +7,7 @@ from functools import partial
 import pydicom
 import pytest
 
-from pixels_assets.engines.local import keep_workers
+from pixels_assets.engines.processes import keep_workers
 from pixels_assets.runs import ingest, prepare
 from pixels_assets.settings import Settings
 from pixels_assets_tests.annotated import faults, report, segmentation, series, written

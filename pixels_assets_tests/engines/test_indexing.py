@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, index_shard, plan_shards, timestamp
+from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, index_shard, plan_shards
 from pixels_assets.engines.local import LocalEngine
 from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
@@ -361,21 +361,6 @@ def test_shards_keep_all_files_in_order_within_their_bounds():
     assert [shard.number for shard in shards] == list(range(len(shards)))
     assert all(len(shard.files) <= 9 and (shard.size <= 20 * MIB or len(shard.files) == 1) for shard in shards)
     assert plan_shards([]) == []
-
-
-@pytest.mark.parametrize(
-    ("nanoseconds", "expected"),
-    [
-        (None, None),
-        (0, dt.datetime(1970, 1, 1, tzinfo=dt.UTC)),
-        (-1, dt.datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=dt.UTC)),
-        (1999, dt.datetime(1970, 1, 1, microsecond=1, tzinfo=dt.UTC)),
-        (1 << 62, dt.datetime(2116, 2, 20, 23, 53, 38, 427387, tzinfo=dt.UTC)),
-        ((1 << 80), None),
-    ],
-)
-def test_times_are_rounded_down_to_microseconds(nanoseconds, expected):
-    assert timestamp(nanoseconds) == expected
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------------- the log

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydicom.data import get_testdata_file
 
-from pixels_assets.engines import local
+from pixels_assets.engines import processes
 from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
-from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task, keep_workers, start_workers
-from pixels_assets.engines.worker import RESTING, State
+from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task
+from pixels_assets.engines.processes import RESTING, State, keep_workers, start_workers
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
 from pixels_assets.settings import MIB, Settings
@@ -484,10 +484,10 @@ def test_processes_that_were_started_early_are_the_ones_that_read(tmp_path):
     start_workers(1, 512 * MIB)  # nobody would end it
     with keep_workers():
         start_workers(1, 512 * MIB)
-        (early,) = local._spares.workers
+        (early,) = processes._spares.waiting
         with LocalEngine(1) as engine:
             engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path / "lake", worker_bytes=512 * MIB))
-            assert engine._pool == [early]
+            assert [worker.own for worker in engine._pool] == [early]
     assert early.process.poll() is not None
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pixels_assets.engines.worker import MONITOR_BYTES, RESTING, Monitor, State
+from pixels_assets.engines.processes import MONITOR_BYTES, RESTING, Monitor, State
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def busy_writer():
     """A monitor that another process writes to without a pause, two states in turn."""
     program = textwrap.dedent("""
         import sys, time
-        from pixels_assets.engines.worker import Monitor, State
+        from pixels_assets.engines.processes import Monitor, State
         monitor = Monitor(int(sys.argv[1]))
         while True:
             monitor.write(State(1, time.monotonic_ns(), 7, 1))

@@ -358,7 +358,7 @@ def test_a_large_member_may_take_longer_than_the_time_limit_while_it_is_being_ex
 
 def test_an_object_that_needs_more_memory_than_allowed_is_crashed_and_its_siblings_are_indexed(tmp_path):
     files = written(tmp_path / "in", a=CT, b=b"text " * (12 * MIB), c=MR)
-    rows = run(tmp_path, files, worker_bytes=144 * MIB)
+    rows = run(tmp_path, files, worker_bytes=128 * MIB)
     assert statuses(rows, tmp_path / "in") == {"b": ("crashed", "memory_limit")}
 
 

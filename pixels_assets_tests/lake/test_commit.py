@@ -488,7 +488,7 @@ else:
 )
 
 
-@pytest.mark.parametrize(("mode", "count"), [("whole", 8), pytest.param("whole", 16, marks=pytest.mark.long), ("retire", 4), ("only", 4)])
+@pytest.mark.parametrize(("mode", "count"), [("whole", 16), ("retire", 4), ("only", 4)])
 def test_processes_commit_at_once_and_all_land(lake, mode, count) -> None:
     land(lake, "all", [f"/in/{number:02}" for number in range(count)] + ["/in/rest"])
     assert exit_codes(processes(CROWD, lake, mode, count=count)) == [0] * count

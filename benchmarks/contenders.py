@@ -103,9 +103,9 @@ def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
 
         sys.meta_path.insert(0, Absent("pandas"))
         with without("requests", "tqdm"):
-            from pixels_assets.engines.indexing import IndexSpec
             from pixels_assets.engines.local import LocalEngine
             from pixels_assets.engines.run import index_batch
+            from pixels_assets.engines.shards import IndexSpec
             from pixels_assets.intake.listing import Listing
             from pixels_assets.intake.objects import SourceFile
             from pixels_assets.lake.commit import create_tables

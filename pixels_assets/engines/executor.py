@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from pixels_assets.dicom.pixels import PixelSource, read_value
 from pixels_assets.dicom.reader import Header, read_header
-from pixels_assets.engines.indexing import IndexSpec, Shard
 from pixels_assets.engines.local import LocalEngine, Outcome
+from pixels_assets.engines.shards import IndexSpec, Shard
 from pixels_assets.errors import PixelsError
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.filetype import DICOM_TYPES

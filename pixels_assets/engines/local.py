@@ -17,9 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, Tally, discard_attempt
 from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_back, take_worker
-from pixels_assets.engines.worker import Answer, Order
+from pixels_assets.engines.shards import Answer, IndexSpec, Order, Segment, Shard, Tally, discard_attempt
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
 from pixels_assets.lake.parts import Part

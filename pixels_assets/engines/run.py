@@ -8,11 +8,10 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pixels_assets.engines.indexing import IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
-from pixels_assets.engines.rebuild import Rebuilt, rebuild_parts
+from pixels_assets.engines.shards import IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.errors import BatchError, SourceVanishedError
 from pixels_assets.intake.objects import SourceFile, os_path
 from pixels_assets.lake.catalog import catalog_parts, quarantine_parts, raw_parts, retired_paths, superseded_paths, to_read
@@ -21,6 +20,9 @@ from pixels_assets.lake.commit import LOCK_SECONDS, CommitResult, commit, is_com
 from pixels_assets.lake.parts import Part
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, Table
 from pixels_assets.settings import MIB, Settings
+
+if TYPE_CHECKING:
+    from pixels_assets.engines.rebuild import Rebuilt
 
 _SHARDS_PER_WORKER = 8
 """So that the last shard that is worked on keeps the other workers waiting for a few hundredths of the batch's time at most."""
@@ -143,7 +145,7 @@ def commit_quarantine(
     return _commit_current(lake, QUARANTINE, batch, files, run_id, lambda old: quarantine_parts(lake, batch, attempt, old, retried))
 
 
-def rebuild_batch(lake: Path, batch: str, settings: Settings, *, attempt: str, run_id: str) -> Rebuilt:
+def rebuild_batch(lake: Path, batch: str, settings: Settings, *, attempt: str, run_id: str) -> "Rebuilt":
     """Make `dicom_metadata` and `object_catalog` of one batch again, from the headers that the lake keeps.
 
     Raises
@@ -153,6 +155,8 @@ def rebuild_batch(lake: Path, batch: str, settings: Settings, *, attempt: str, r
     PixelsError
         The environment failed; each table is as it was or complete.
     """
+    from pixels_assets.engines.rebuild import rebuild_parts  # it loads what reads headers, which nothing else here needs
+
     with table_lock(lake, f"run-{batch}"):
         _require_landed(lake, batch, (DICOM_METADATA, OBJECT_CATALOG))
         files = part_files(lake, DICOM_METADATA, [batch])

@@ -30,8 +30,8 @@ from pyspark.sql.functions import udf
 from pyspark.sql.types import BinaryType
 
 from pixels_assets.engines import executor
-from pixels_assets.engines.indexing import IndexSpec, Shard, discard_attempt, plan_shards
 from pixels_assets.engines.local import Outcome, Progress
+from pixels_assets.engines.shards import IndexSpec, Shard, discard_attempt, plan_shards
 from pixels_assets.errors import PixelsError, UsageError, WorkerError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import SourceFile, Status, file_address

@@ -15,12 +15,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pixels_assets.engines.indexing import IndexSpec, Segment, Shard, index_shard
+from pixels_assets.engines.indexing import index_shard
 from pixels_assets.engines.processes import RESTING, Monitor, State
+from pixels_assets.engines.shards import Answer, Order, Segment
 from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.imports import Absent
 from pixels_assets.intake.objects import Failure, row_id
@@ -30,39 +30,6 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _YOUNG_OBJECTS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One shard to index, and what earlier attempts learnt about it; `refused` is keyed by row id."""
-
-    shard: Shard
-    spec: IndexSpec
-    refused: dict[int, Failure]
-    files_done: int
-    after: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How an order ended: `error` is None when it was carried out.
-
-    Parameters
-    ----------
-    error : PixelsError or None
-        The environment failed; the run cannot go on.
-    raised : str or None
-        Type and place of an exception that an object caused in our code or a library's.
-    row : int
-        Row id of the object in hand when it was raised, RESTING when there was none.
-    out_of_memory : bool
-        `raised` was a MemoryError.
-    """
-
-    error: PixelsError | None = None
-    raised: str | None = None
-    row: int = RESTING
-    out_of_memory: bool = False
 
 
 class _Refused(Mapping[str, Failure]):

@@ -10,7 +10,8 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from pixels_assets.engines import executor
-from pixels_assets.engines.indexing import DICOM_METADATA, IndexSpec, plan_shards
+from pixels_assets.engines.indexing import DICOM_METADATA
+from pixels_assets.engines.shards import IndexSpec, plan_shards
 from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import SourceFile, file_address
 from pixels_assets.settings import Limits, Settings

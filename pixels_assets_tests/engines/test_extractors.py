@@ -13,9 +13,9 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from pixels_assets.engines.extractors import SHIPPED, Extractor, load_extractors
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard
 from pixels_assets.engines.local import LocalEngine
 from pixels_assets.engines.patching import read_rules
+from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard
 from pixels_assets.errors import LakeError, UsageError
 from pixels_assets.intake.objects import SourceFile, file_address
 from pixels_assets.intake.paths import strict_path_tags

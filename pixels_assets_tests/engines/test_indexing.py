@@ -15,8 +15,9 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, index_shard, plan_shards
+from pixels_assets.engines.indexing import index_shard
 from pixels_assets.engines.local import LocalEngine
+from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
 from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES

@@ -23,9 +23,9 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from pixels_assets.engines import processes
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
 from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task
 from pixels_assets.engines.processes import RESTING, State, keep_workers, start_workers
+from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, plan_shards
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
 from pixels_assets.settings import MIB, Settings
@@ -423,7 +423,7 @@ def test_workers_end_with_a_parent_that_was_killed_or_interrupted(tmp_path, numb
     written(tmp_path / "in", a=long_dicom(150_000))
     program = textwrap.dedent(f"""
         from pathlib import Path
-        from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard
+        from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard
         from pixels_assets.engines.local import LocalEngine
         from pixels_assets.intake.objects import SourceFile
         from pixels_assets.settings import Settings

@@ -25,7 +25,7 @@ from pydicom.data import get_testdata_file
 from pixels_assets import Catalog
 from pixels_assets.cli import main
 from pixels_assets.definitions import build_definitions
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec, Shard, plan_shards
+from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, plan_shards
 from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, session_config, spark_table
 from pixels_assets.errors import LakeError, SourceMissingError, UsageError, WorkerError
 from pixels_assets.intake.objects import SourceFile, Status, file_address

@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pixels_assets.engines.indexing import OUTPUTS, IndexSpec
 from pixels_assets.engines.local import LocalEngine
 from pixels_assets.engines.run import commit_catalog, commit_quarantine, commit_raw_files, index_batch
+from pixels_assets.engines.shards import OUTPUTS, IndexSpec
 from pixels_assets.intake.objects import file_address
 from pixels_assets.lake.changes import Discovery, discover, manifests
 from pixels_assets.lake.commit import create_tables

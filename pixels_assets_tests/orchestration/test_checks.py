@@ -205,7 +205,7 @@ class Forgetful(LocalEngine):
     """An engine with a bug: it loses the last file of every shard."""
 
     def run(self, shards, spec, progress=None):
-        from pixels_assets.engines.indexing import Shard
+        from pixels_assets.engines.shards import Shard
 
         return super().run([Shard(shard.number, shard.files[:-1]) for shard in shards if len(shard.files) > 1], spec, progress)
 

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from pixels_assets.dicom.thumbnails import contact_sheet
 from pixels_assets.engines.extractors import Extractor
-from pixels_assets.engines.indexing import IndexSpec, Tally
 from pixels_assets.engines.run import index_batch
+from pixels_assets.engines.shards import IndexSpec, Tally
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.query import quarantined_files, scan

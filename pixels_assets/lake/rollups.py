@@ -51,12 +51,14 @@ RULES = 2
 """Counts up when a rule changes: tables made by other rules are then made anew."""
 
 _UIDS_AT_ONCE = 50_000
+_ROWS_AT_ONCE = 100_000  # of instances; an update may take no more memory when a million files are copies of a few
 _OBJECTS_AT_ONCE = 512
 _GROUPS_AT_ONCE = 4_000
 _LEVELS = {"patient": PATIENTS, "study": STUDIES, "series": SERIES}
 _KEYS = ["SOPInstanceUID", *dict.fromkeys(name for table in _LEVELS.values() for name in table.key)]
 _MADE = {"mime", "duplicates", "versions"}
 _FROM_CATALOG = [name for name in INSTANCES.column_names if name not in _MADE]
+_OF_VERSIONS = [name for name in UID_CONFLICTS.column_names if name not in {"is_current", "differs"}]
 _SEPARATOR = "\x1e"
 
 
@@ -257,13 +259,23 @@ class _Update:
 
     def _instances(self) -> Iterator[pl.DataFrame]:
         """Make the current rows of the instances; on the way, conflicts are put aside."""
-        for some in _pieces(self._uids, _UIDS_AT_ONCE):
-            found = _indexed(find_rows(OBJECT_CATALOG, self._files, "SOPInstanceUID", some)).select(_FROM_CATALOG).collect()
-            current, conflicts = _versions(found)
+        for some in self._few_rows():
+            rows = _indexed(find_rows(OBJECT_CATALOG, self._files, "SOPInstanceUID", some))
+            current, conflicts = _versions(rows.select(_OF_VERSIONS).collect())
             if not conflicts.is_empty():
                 self._conflicts.append(self._told_apart(conflicts))
             if not current.is_empty():
-                yield _sorted(current.join(self._mimes(current), on=["path", PARTITION], how="left"))
+                whole = rows.select(_FROM_CATALOG).join(current.lazy(), on=["path", PARTITION], how="inner").collect(engine="streaming")
+                yield _sorted(whole.join(self._mimes(whole), on=["path", PARTITION], how="left"))
+
+    def _few_rows(self) -> Iterator[list[str]]:
+        """Cut the UIDs into pieces of which there are not many rows, however many copies there are."""
+        for some in _pieces(self._uids, _UIDS_AT_ONCE):
+            rows = _indexed(find_rows(OBJECT_CATALOG, self._files, "SOPInstanceUID", some))
+            counted = rows.group_by("SOPInstanceUID").agg(pl.len()).collect(engine="streaming").sort("SOPInstanceUID")
+            piece = (pl.col("len").cum_sum() - 1) // _ROWS_AT_ONCE
+            for part in counted.with_columns(piece=piece).partition_by("piece", maintain_order=True):
+                yield part["SOPInstanceUID"].to_list()
 
     def _mimes(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Media types of thumbnails, by path and batch."""
@@ -357,7 +369,7 @@ def _sorted(instances: pl.DataFrame) -> pl.DataFrame:
 
 
 def _versions(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Tell current rows, with their duplicates and number of versions, and rows of conflicting UIDs."""
+    """Tell which rows are current, with their duplicates and number of versions, and rows of conflicting UIDs."""
     uid = "SOPInstanceUID"
     ordered = rows.sort(uid, "modificationTime", "path", descending=[False, True, False], nulls_last=True)
     current = ordered.unique(uid, keep="first", maintain_order=True)
@@ -369,6 +381,7 @@ def _versions(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     several = versions.filter(pl.col("versions") > 1)
     is_current = pl.col("content_hash").eq_missing(pl.col("chosen"))
     conflicts = ordered.join(several, on=uid, how="semi").join(current.select(uid, chosen="content_hash"), on=uid, how="left")
+    current = current.select("path", PARTITION, "versions", "duplicates")
     return current, conflicts.with_columns(is_current=is_current).select(name for name in UID_CONFLICTS.column_names if name != "differs")
 
 

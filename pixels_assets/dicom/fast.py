@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from math import isfinite
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 from pydicom import Dataset, config
@@ -258,7 +258,7 @@ class _Context:
         self.base = _context(implicit, charset, kind, pixel_representation) if group else self
         self.inner: _Context | None = None
         self.memo: dict[bytes, _Entry] = {}
-        self.plans: dict[tuple[int, bytes | None], _Plan | Literal[False] | None] = {}
+        self.plans: dict[tuple[int, bytes | None], _Plan | None] = {}
         self.vrs: dict[int, str] = {}
         self.is_plain = _is_plain(charset if isinstance(charset, str) else charset[0])
 
@@ -284,6 +284,11 @@ class _Memory:
         if len(raw) <= _MAX_KEY_BYTES and not self.is_full:  # one long header alone could fill it
             context.memo[raw] = entry
             self.size += len(raw) + len(entry.text) + _ENTRY_BYTES
+
+    def keep_plan(self, context: _Context, tag: int, vr: bytes | None, plan: "_Plan | None") -> None:
+        if not self.is_full:  # a header of a million tags would need a million
+            context.plans[tag, vr] = plan
+            self.size += _ENTRY_BYTES
 
     def forget(self) -> None:
         self.contexts.clear()
@@ -877,9 +882,11 @@ def _plan(context: _Context, tag: int, vr: bytes | None) -> _Plan | None:
 
 def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
     """Make the entry of an element that is not a sequence, or an empty one."""
-    plan = context.plans.get((tag, vr), False)
-    if plan is False:
-        plan = context.plans[tag, vr] = _plan(context, tag, vr)
+    if (tag, vr) in context.plans:
+        plan = context.plans[tag, vr]
+    else:
+        plan = _plan(context, tag, vr)
+        _memory.keep_plan(context, tag, vr, plan)
     if plan and value:
         converted = plan.convert(plan.vr, value, context.is_plain)
         if converted is not None:

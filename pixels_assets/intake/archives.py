@@ -86,7 +86,8 @@ def walk(
     except MemberError as error:
         yield _loose_object(file, error.failure)
         return
-    found = _plain_object(file, descriptor, status, limits)
+    data = _read_small(descriptor, status, limits)
+    found = None if data is None else _plain_object(file, descriptor, status, data)
     if found is not None:
         os.close(descriptor)
         assert found.stream is not None
@@ -95,8 +96,10 @@ def walk(
         return
     os.lseek(descriptor, 0, os.SEEK_SET)
     stream: io.BufferedReader = io.BufferedReader(_Source(descriptor, status.st_size, heart), min(READ_BYTES, status.st_size + 1))
+    objects = _Walk(file, stream, status, limits, heart, refused, data).objects()
+    del data  # an archive in memory goes when the walk lets go of it
     with stream:
-        yield from _Walk(file, stream, status, limits, heart, refused).objects()
+        yield from objects
 
 
 class _Heart:
@@ -149,35 +152,40 @@ def _loose_object(file: SourceFile, failure: Failure | None = None) -> FoundObje
     )
 
 
-def _plain_object(file: SourceFile, descriptor: int, status: os.stat_result, limits: Limits) -> FoundObject | None:
-    """Read what most files are: small, and no archive, in the fewest calls to the system. None for all others, and for what does not go well."""
-    length = status.st_size
-    if not 0 < length <= min(PROGRESS_BYTES, limits.max_memory_bytes):
+def _read_small(descriptor: int, status: os.stat_result, limits: Limits) -> bytes | None:
+    """Read what most files are, small ones, in one call to the system; None for others, and for what does not go well: the walk meets it again."""
+    if not 0 < status.st_size <= min(PROGRESS_BYTES, limits.max_memory_bytes):
         return None
     try:
-        data = os.read(descriptor, length + 1)
-        stream = BytesIO(data)
-        identified = identify(stream, length)
+        data = os.read(descriptor, status.st_size + 1)
+    except (OSError, MemoryError):
+        return None
+    return data if len(data) == status.st_size else None
+
+
+def _plain_object(file: SourceFile, descriptor: int, status: os.stat_result, data: bytes) -> FoundObject | None:
+    """Make the object of a file that was read as a whole; None when it is an archive, or cannot be told: that is for the walk."""
+    stream = BytesIO(data)
+    try:
+        identified = identify(stream, len(data))
     except Exception:  # the walk meets it again, and says what it costs
         return None
-    if len(data) != length or identified.name in _OTHERS:
+    if identified.name in _OTHERS:
         return None
-    after = os.fstat(descriptor)
-    is_changed = (file.length, file.mtime_ns) != (after.st_size, after.st_mtime_ns) or length != file.length
-    return FoundObject(
-        path=file.path,
-        original_path=file.path,
-        depth=0,
-        file_type=identified.name,
-        length=length,
-        compressed_length=None,
-        mtime_ns=status.st_mtime_ns,
-        content_hash=sha256(data).hexdigest(),
-        stream=stream,
-        failure=None,
-        warnings=[*identified.flags, CHANGED] if is_changed else [*identified.flags],
-        identified=identified,
-    )
+    found = _loose_object(file)
+    found.length, found.mtime_ns = len(data), status.st_mtime_ns
+    found.content_hash, found.stream = sha256(data).hexdigest(), stream
+    found.identified, found.file_type = identified, identified.name
+    found.warnings += identified.flags
+    _note_change(found, file, descriptor)
+    return found
+
+
+def _note_change(found: FoundObject, file: SourceFile, descriptor: int) -> None:
+    """Say so when a file is not, or was not all the time, as it was listed."""
+    status = os.fstat(descriptor)
+    if (file.length, file.mtime_ns) != (status.st_size, status.st_mtime_ns) or found.length != file.length:
+        found.warnings.append(CHANGED)
 
 
 def _open(address: str) -> tuple[int, os.stat_result]:
@@ -207,8 +215,10 @@ class _Walk:
         limits: Limits,
         heart: _Heart,
         refused: Mapping[str, Failure],
+        data: bytes | None,
     ) -> None:
         self._file = file
+        self._data = data  # of the whole file, where it was read already
         self._stream = stream
         self._limits = limits
         self._heart = heart
@@ -234,7 +244,7 @@ class _Walk:
     def _take_in(self, found: FoundObject) -> HashingReader | None:
         """Read the loose file: small ones now, as a whole. Large ones are read once for their hash unless the walk reads them once anyway."""
         if self._status.st_size <= self._limits.max_memory_bytes:
-            data = self._read_whole(self._status.st_size + 1)
+            data, self._data = self._data or self._read_whole(self._status.st_size + 1), None
             if len(data) <= self._status.st_size:
                 found.length, found.content_hash, found.stream = len(data), sha256(data).hexdigest(), BytesIO(data)
                 self._identify(found)
@@ -341,10 +351,7 @@ class _Walk:
         if found.stream:
             found.stream.seek(0)
         if found.depth == 0:
-            status = os.fstat(self._stream.fileno())
-            listed = self._file.length, self._file.mtime_ns
-            if listed != (status.st_size, status.st_mtime_ns) or found.length != self._file.length:
-                found.warnings.append(CHANGED)
+            _note_change(found, self._file, self._stream.fileno())
 
     def _members(self, parent: FoundObject, archive: Archive) -> Iterator[FoundObject]:
         seen = NameMap()

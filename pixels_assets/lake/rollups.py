@@ -51,7 +51,7 @@ RULES = 2
 """Counts up when a rule changes: tables made by other rules are then made anew."""
 
 _UIDS_AT_ONCE = 50_000
-_ROWS_AT_ONCE = 100_000  # of instances; an update may take no more memory when a million files are copies of a few
+_ROWS_AT_ONCE = 100_000  # of the catalog; an update may take no more memory when a million files are copies of a few
 _OBJECTS_AT_ONCE = 512
 _GROUPS_AT_ONCE = 4_000
 _LEVELS = {"patient": PATIENTS, "study": STUDIES, "series": SERIES}
@@ -259,8 +259,7 @@ class _Update:
 
     def _instances(self) -> Iterator[pl.DataFrame]:
         """Make the current rows of the instances; on the way, conflicts are put aside."""
-        for some in self._few_rows():
-            rows = _indexed(find_rows(OBJECT_CATALOG, self._files, "SOPInstanceUID", some))
+        for rows in self._few_rows():
             current, conflicts = _versions(rows.select(_OF_VERSIONS).collect())
             if not conflicts.is_empty():
                 self._conflicts.append(self._told_apart(conflicts))
@@ -268,14 +267,15 @@ class _Update:
                 whole = rows.select(_FROM_CATALOG).join(current.lazy(), on=["path", PARTITION], how="inner").collect(engine="streaming")
                 yield _sorted(whole.join(self._mimes(whole), on=["path", PARTITION], how="left"))
 
-    def _few_rows(self) -> Iterator[list[str]]:
-        """Cut the UIDs into pieces of which there are not many rows, however many copies there are."""
+    def _few_rows(self) -> Iterator[pl.LazyFrame]:
+        """Rows of the UIDs, in pieces that are not large, however many copies there are."""
         for some in _pieces(self._uids, _UIDS_AT_ONCE):
             rows = _indexed(find_rows(OBJECT_CATALOG, self._files, "SOPInstanceUID", some))
             counted = rows.group_by("SOPInstanceUID").agg(pl.len()).collect(engine="streaming").sort("SOPInstanceUID")
             piece = (pl.col("len").cum_sum() - 1) // _ROWS_AT_ONCE
-            for part in counted.with_columns(piece=piece).partition_by("piece", maintain_order=True):
-                yield part["SOPInstanceUID"].to_list()
+            parts = counted.with_columns(piece=piece).partition_by("piece", maintain_order=True)
+            for part in parts:
+                yield rows if len(parts) == 1 else rows.filter(pl.col("SOPInstanceUID").is_in(part["SOPInstanceUID"].implode()))
 
     def _mimes(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Media types of thumbnails, by path and batch."""

@@ -92,6 +92,7 @@ def test_following_every_change_gives_what_a_plain_loop_and_a_fresh_start_give(h
     monkeypatch.setattr(keyed, "PART_ROWS", 6)
     monkeypatch.setattr(keyed, "SMALL_FILES", 2)
     monkeypatch.setattr(rollups, "_UIDS_AT_ONCE", 7)
+    monkeypatch.setattr(rollups, "_ROWS_AT_ONCE", 3)
     monkeypatch.setattr(rollups, "_GROUPS_AT_ONCE", 2)
     chance = random.Random(seed)
     for step in range(4 if os.environ.get("PIXELS_LONG") else 3):

@@ -122,21 +122,14 @@ def elements(tag: int, vr: str, values: Iterable[object], always: bool) -> list[
     # A viewer that finds ModalitiesInStudy without values shows no list at all.
     without = f'"{tag:08X}":{{"vr":"{vr}"}}' if always and tag != 0x00080061 else ""
     head = f'"{tag:08X}":{{"vr":"{vr}","Value":['
-    if vr in _TEXTS:  # most of all elements, and most of these have one value
+    is_name = vr == "PN"
+    if is_name or vr in _TEXTS:  # most of all elements, and most of these have one value
+        before, behind = (head + '{"Alphabetic":', "}]}") if is_name else (head, "]}")
         return [
             without
             if value is None or value == ""
-            else f"{head}{_quote(value)}]}}"
-            if isinstance(value, str) and "\\" not in value
-            else _whole(head, vr, value)
-            for value in values
-        ]
-    if vr == "PN":
-        return [
-            without
-            if value is None or value == ""
-            else f'{head}{{"Alphabetic":{_quote(value)}}}]}}'
-            if isinstance(value, str) and "\\" not in value and "=" not in value
+            else f"{before}{_quote(value)}{behind}"
+            if isinstance(value, str) and "\\" not in value and not (is_name and "=" in value)
             else _whole(head, vr, value)
             for value in values
         ]

@@ -303,11 +303,10 @@ class Process:
 
     def __init__(self, name: str, command: Sequence[str], port: int) -> None:
         self.name, self.port = name, port
-        started = time.perf_counter()
-        self._started = started
+        self._started = time.perf_counter()
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self.port, self._process)
-        self.seconds = time.perf_counter() - started
+        self.seconds = time.perf_counter() - self._started
 
     def settle(self) -> float:
         """Wait until it does nothing any more that it began with its start; gives the seconds since then."""

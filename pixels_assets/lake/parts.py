@@ -326,7 +326,7 @@ class PartWriter:
         self._kinds_within: dict[str, set[type]] = {}
         self._shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], _Shape] = {}
         self._last_kinds: tuple[tuple[str, ...], tuple[type, ...]] | None = None
-        self._last_shape = _Shape((), 0, _getter([]), [])
+        self._last_shape: _Shape
         self._rows: list[tuple[tuple[str, ...], tuple[object, ...]]] = []
         self._group_bytes = self._part_bytes = 0
         self._file: PartFile | None = None
@@ -355,11 +355,10 @@ class PartWriter:
         values: tuple[Any, ...] = tuple(row.values())
         # Rows of the same columns and types are checked once: a table has more columns than a row may cost microseconds. Most are as the last one.
         kinds = tuple(row), tuple(map(type, values))
-        if kinds == self._last_kinds:
-            shape = self._last_shape
-        else:
-            shape = self._last_shape = self._shapes.get(kinds) or self._check(row, kinds)
+        if kinds != self._last_kinds:
+            self._last_shape = self._shapes.get(kinds) or self._check(row, kinds)
             self._last_kinds = kinds
+        shape = self._last_shape
         weight = shape.fixed + sum(map(len, shape.sized(values)))
         for at, kinds_within in shape.lists:
             value = values[at]

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, open_table, table_lock
-from pixels_assets.lake.keyed import Replaced, find_rows, replace_rows, scan_files, stored_files
+from pixels_assets.lake.keyed import Replaced, all_rows, replace_rows, scan_files, stored_files
 from pixels_assets.lake.schema import ANNOTATIONS, LINKED, OBJECT_CATALOG, PARTITION, Table
 
 RULES = 1
@@ -124,11 +124,11 @@ class _Rows:
         """Annotations that are in the catalog, with the catalog's values."""
         for file in self._annotations:
             known = scan_files(ANNOTATIONS, [file]).filter(pl.col("kind") == self._table.name)
-            paths = known.select("path").collect()["path"].sort().unique(maintain_order=True).to_list()
-            if not paths:
+            paths = known.select("path").unique().collect()
+            if paths.is_empty():
                 continue
-            current = find_rows(OBJECT_CATALOG, self._catalog["path"], "path", paths).filter(pl.col("status") == Status.INDEXED.value)
-            live = current.select("path", PARTITION, *_OF_OBJECT).collect()
+            current = all_rows(OBJECT_CATALOG, self._catalog["path"], paths, ["path", PARTITION, *_OF_OBJECT, "status"])
+            live = current.filter(pl.col("status") == Status.INDEXED.value).drop("status")
             found = known.join(live.lazy(), on=["path", PARTITION], how="inner").sort("path").collect()
             start = size = 0
             for number, length in enumerate(found["items"].str.len_bytes().fill_null(0)):
@@ -166,6 +166,7 @@ class _Rows:
         """Study and series of the catalogued objects among some, by UID."""
         if not uids:
             return {}
-        found = find_rows(OBJECT_CATALOG, self._catalog[column], column, sorted(uids)).filter(pl.col("status") == Status.INDEXED.value)
-        places = found.select(*dict.fromkeys((column, "StudyInstanceUID", "SeriesInstanceUID"))).unique().sort(pl.all()).collect()
+        wanted = list(dict.fromkeys((column, "StudyInstanceUID", "SeriesInstanceUID")))
+        found = all_rows(OBJECT_CATALOG, self._catalog[column], pl.DataFrame({column: sorted(uids)}), [*wanted, "status"])
+        places = found.filter(pl.col("status") == Status.INDEXED.value).select(wanted).unique().sort(pl.all())
         return {row[column]: (row["StudyInstanceUID"], row["SeriesInstanceUID"]) for row in places.iter_rows(named=True)}

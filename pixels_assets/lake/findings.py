@@ -6,7 +6,7 @@ out.
 Messages name attributes and counts, never values: findings are looked at by people who may not know patients.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,14 @@ _GAP = 1.5
 """A step between slices of so many usual ones is a gap."""
 _UNEVEN = 0.05
 """Steps that differ by more than this share of the usual one are uneven."""
+_TURNED = 1e-3
+"""Cosines of orientations that differ by more than this are different orientations."""
+_SURE = 0.005
+"""So far from a limit, mm, it does not matter how places were rounded."""
 _LEAST_SLICES = 3
 _POSITION, _ORIENTATION = 3, 6
+_SERIES = ["StudyInstanceUID", "SeriesInstanceUID"]
+_SPACING = pl.col("PixelSpacing").list.eval(pl.element().round(4)).cast(pl.List(pl.String)).list.join(" ")
 _PARTS = frozenset({"family", "given", "offset"})
 
 # What a series may well have several of: it describes acquisitions rather than the series (DICOM PS3.3 C.7.3.1, C.7.5.1, C.7.4.1).
@@ -112,31 +118,48 @@ def series_findings(rows: pl.DataFrame) -> pl.DataFrame:
         All instances of some series, columns `FROM_SERIES`.
     """
     found = []
-    for keys, members in rows.group_by("StudyInstanceUID", "SeriesInstanceUID", maintain_order=True):
-        about = dict(zip(("StudyInstanceUID", "SeriesInstanceUID"), keys, strict=True))
-        about |= {"level": "series", "subject": subject("series", *map(str, keys))}
-        for code, keyword, message in (*_numbers(members), *_geometry(members)):
-            found.append(about | {"code": code, "keyword": keyword, "message": message})
+    for row in _odd_numbers(rows).iter_rows(named=True):
+        found += [_of_series(row) | {"code": code, "keyword": "InstanceNumber", "message": message} for code, message in _numbers(row)]
+    slices = _slices(rows)
+    # Most series are one volume: a look at all of them at once leaves a few for the one by one.
+    for _, members in slices.join(_uneven(slices), on=_SERIES, how="semi", nulls_equal=True).group_by(_SERIES, maintain_order=True):
+        found += [
+            _of_series(members.row(0, named=True)) | {"code": code, "keyword": keyword, "message": message}
+            for code, keyword, message in _geometry(members)
+        ]
     return _table(found)
 
 
-def _numbers(members: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
+def _of_series(row: Mapping[str, Any]) -> dict[str, Any]:
+    keys = {name: row[name] for name in _SERIES}
+    return keys | {"level": "series", "subject": subject("series", *map(str, keys.values()))}
+
+
+def _odd_numbers(rows: pl.DataFrame) -> pl.DataFrame:
+    """Series whose instance numbers are not one after the other."""
+    number = pl.col("InstanceNumber")
+    counted = rows.group_by(_SERIES).agg(
+        count=pl.len(), known=number.count(), distinct=number.drop_nulls().n_unique(), least=number.min(), most=number.max()
+    )
+    skipped = (pl.col("known") > 1) & (pl.col("most") - pl.col("least") + 1 != pl.col("known"))
+    odd = (pl.col("known") < pl.col("count")) | (pl.col("distinct") < pl.col("known")) | skipped
+    return counted.filter(pl.col("count") > 1, odd)
+
+
+def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Instance numbers that are missing, used twice, or skipped."""
-    numbers = members["InstanceNumber"]
-    if len(members) < 2:
-        return
-    if missing := numbers.null_count():
-        yield "instance_number_missing", "InstanceNumber", f"{missing} of {len(numbers)} instances have no number."
-    known = numbers.drop_nulls()
-    if doubled := len(known) - known.n_unique():
-        yield "instance_number_repeated", "InstanceNumber", f"{doubled} of {len(numbers)} instances have a number that another one has."
-    elif len(known) > 1 and (skipped := int(known.max()) - int(known.min()) + 1 - len(known)):  # type: ignore[arg-type]
-        yield "instance_number_skipped", "InstanceNumber", f"{skipped} numbers between the first and the last are not used."
+    count, known = row["count"], row["known"]
+    if missing := count - known:
+        yield "instance_number_missing", f"{missing} of {count} instances have no number."
+    if doubled := known - row["distinct"]:
+        yield "instance_number_repeated", f"{doubled} of {count} instances have a number that another one has."
+    elif known > 1 and (skipped := row["most"] - row["least"] + 1 - known):
+        yield "instance_number_skipped", f"{skipped} numbers between the first and the last are not used."
 
 
-def _geometry(members: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Sizes, spacings, orientations and positions of the slices of a series that do not make one volume."""
-    slices = members.filter(
+def _slices(rows: pl.DataFrame) -> pl.DataFrame:
+    """Those of some instances that are one slice in space."""
+    return rows.filter(
         pl.col("Rows").is_not_null(),
         pl.col("NumberOfFrames").fill_null(1) == 1,
         pl.col("ImagePositionPatient").list.len() == _POSITION,
@@ -147,19 +170,46 @@ def _geometry(members: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
             for name in ("ImagePositionPatient", "ImageOrientationPatient")
         ),
     )
-    if len(slices) < _LEAST_SLICES:
-        return
+
+
+def _uneven(slices: pl.DataFrame) -> pl.DataFrame:
+    """Series whose slices may be odd. Of all others it is certain that they are not: they stay clear of every limit."""
+    position = [pl.col("ImagePositionPatient").list.get(at) for at in range(_POSITION)]
+    turned = [pl.col("ImageOrientationPatient").list.get(at) for at in range(_ORIENTATION)]
+    steps, usual = pl.col("steps").list, pl.col("steps").list.median()
+    even = (steps.len() > 1) & (steps.max() - usual < _UNEVEN * usual - _SURE) & (usual - steps.min() < _UNEVEN * usual - _SURE)
+    first = (
+        slices.group_by(_SERIES)
+        .agg(pl.len(), *(value.first().alias(f"o{at}") for at, value in enumerate(turned)))
+        .filter(pl.col("len") >= _LEAST_SLICES)
+    )
+    along = [pl.col(f"o{a}") * pl.col(f"o{b}") - pl.col(f"o{c}") * pl.col(f"o{d}") for a, b, c, d in ((1, 5, 2, 4), (2, 3, 0, 5), (0, 4, 1, 3))]
+    together = slices.join(first, on=_SERIES, how="inner", nulls_equal=True)
+    measured = together.group_by(_SERIES).agg(
+        size=pl.struct("Rows", "Columns").n_unique(),
+        spacing=_SPACING.n_unique(),
+        turned=pl.max_horizontal((value - pl.col(f"o{at}")).abs().max() for at, value in enumerate(turned)),
+        steps=pl.sum_horizontal(at * normal for at, normal in zip(position, along, strict=True)).round(3).unique().sort().diff().drop_nulls(),
+    )
+    counts = together.group_by(*_SERIES, "ImagePositionPatient").len()
+    repeated = counts.group_by(_SERIES).agg(repeated=pl.col("len").n_unique())
+    sure = (pl.col("size") == 1) & (pl.col("spacing") == 1) & (pl.col("turned") <= _TURNED) & even & (pl.col("repeated") == 1)
+    return measured.join(repeated, on=_SERIES, how="left", nulls_equal=True).filter(~sure.fill_null(value=False)).select(_SERIES)
+
+
+def _geometry(slices: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Sizes, spacings, orientations and positions of the slices of a series that do not make one volume."""
     if slices.select("Rows", "Columns").unique().height > 1:
         yield "size_mixed", "Rows", "Slices of one series have different numbers of rows or columns."
-    if slices.select(pl.col("PixelSpacing").list.eval(pl.element().round(4)).cast(pl.List(pl.String)).list.join(" ")).n_unique() > 1:
+    if slices.select(_SPACING).n_unique() > 1:
         yield "spacing_mixed", "PixelSpacing", "Slices of one series have different pixel spacings."
-    orientations = np.array(slices["ImageOrientationPatient"].to_list(), float)
-    if np.abs(orientations - orientations[0]).max() > 1e-3:
+    orientations = slices["ImageOrientationPatient"].explode().to_numpy().reshape(-1, _ORIENTATION)
+    if np.abs(orientations - orientations[0]).max() > _TURNED:
         yield "orientation_mixed", "ImageOrientationPatient", "Slices of one series have different orientations."
         return
     normal = np.cross(orientations[0, :3], orientations[0, 3:])
     with np.errstate(all="ignore"):  # numbers may be as large as they like
-        places = np.unique(np.round(np.array(slices["ImagePositionPatient"].to_list(), float) @ normal, 3))
+        places = np.unique(np.round(slices["ImagePositionPatient"].explode().to_numpy().reshape(-1, _POSITION) @ normal, 3))
         steps = np.diff(places)
     if len(steps) < 2 or not np.isfinite(steps).all():
         return
@@ -167,7 +217,7 @@ def _geometry(members: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
     gaps = int((steps > _GAP * usual).sum())
     if gaps:
         yield "slices_missing", "ImagePositionPatient", f"{gaps} steps between slices are larger than {_GAP} usual ones."
-    elif any(abs(step - usual) > _UNEVEN * usual for step in steps):
+    elif (np.abs(steps - usual) > _UNEVEN * usual).any():
         yield "slices_uneven", "ImagePositionPatient", "Steps between slices differ by more than 5 %."
     counts = slices.group_by("ImagePositionPatient").len()["len"]
     if counts.n_unique() > 1:

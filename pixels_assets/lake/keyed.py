@@ -30,6 +30,7 @@ PART_BYTES = 64 * 1024**2
 SMALL_FILES = 8
 """So many files may have less than half of that before they are merged."""
 _GROUP_ROWS = 5_000
+_SCAN_ROWS = 8_000
 _FILE = "_file"
 
 
@@ -135,22 +136,77 @@ def scan_files(table: Table, files: Iterable[StoredFile], *, with_files: bool = 
     )
 
 
-def find_rows(table: Table, files: Iterable[StoredFile], column: str, values: Sequence[str], *, null: bool = False) -> pl.LazyFrame:
-    """Rows whose column has one of these values, which are sorted, or is NULL when that is asked for.
+def few_rows(table: Table, files: Iterable[StoredFile], *, with_files: bool = False) -> Iterator[pl.LazyFrame]:
+    """Rows of some files, a few files or a part of a large one at a time.
 
-    Statistics rule files out, then the column alone does; only what is left is opened for more.
+    A scan of many files takes memory for each of them: their columns are described a hundred times over, and rows of several are read at once.
     """
+    some: list[StoredFile] = []
+    for file in files:
+        if some and sum(one.rows for one in some) + file.rows > _SCAN_ROWS:
+            yield scan_files(table, some, with_files=with_files)
+            some = []
+        if file.rows > _SCAN_ROWS:
+            rows = scan_files(table, [file], with_files=with_files)
+            yield from (rows.slice(start, _SCAN_ROWS) for start in range(0, file.rows, _SCAN_ROWS))
+        else:
+            some.append(file)
+    if some:
+        yield scan_files(table, some, with_files=with_files)
+
+
+def find_rows(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame | None, columns: Sequence[str | pl.Expr]) -> Iterator[pl.DataFrame]:
+    """Go through the rows of some keys.
+
+    Statistics rule files out, then the columns of the keys alone do; only what is left is opened for more.
+
+    Parameters
+    ----------
+    table : Table
+    files : iterable of StoredFile
+        With statistics of the first column of `keys`.
+    keys : polars.DataFrame or None
+        Rows are wanted whose columns have the values of one of its rows, of which NULL is one; None: all rows.
+    columns : sequence of str or polars.Expr
+        What is wanted of the rows.
+
+    Yields
+    ------
+    polars.DataFrame
+        Some rows; none at all when there are none.
+    """
+    for rows in few_rows(table, files if keys is None else holding(table, files, keys)):
+        found = (rows if keys is None else _of_keys(rows, keys)).select(columns).collect(engine="streaming")
+        if not found.is_empty():
+            yield found
+
+
+def all_rows(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame | None, columns: Sequence[str | pl.Expr]) -> pl.DataFrame:
+    """Return the same as one frame."""
+    return pl.concat([scan_files(table, []).select(columns).collect(), *find_rows(table, files, keys, columns)])
+
+
+def holding(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame) -> list[StoredFile]:
+    """Those of some files that hold a row of some keys."""
+    if keys.is_empty():
+        return []
+    first = keys.to_series()
+    values, null = first.drop_nulls().unique().sort().to_list(), first.null_count() > 0
     candidates = [file for file in files if file.may_hold(values, null=null)]
-    wanted = pl.col(column).is_in(pl.Series(values, dtype=pl.String).implode())
-    if null:
-        wanted |= pl.col(column).is_null()
-    return scan_files(table, _named(candidates, scan_files(table, candidates, with_files=True).filter(wanted))).filter(wanted)
+    names: set[str] = set()
+    for rows in few_rows(table, candidates, with_files=True):
+        names.update(_of_keys(rows, keys).select(pl.col(_FILE).unique()).collect(engine="streaming")[_FILE])
+    return [file for file in candidates if str(file.path) in names]
 
 
-def _named(files: Sequence[StoredFile], rows: pl.LazyFrame) -> list[StoredFile]:
-    """Those of some files that hold any of these rows."""
-    names = set(rows.select(_FILE).unique().collect(engine="streaming")[_FILE])
-    return [file for file in files if str(file.path) in names]
+def _of_keys(rows: pl.LazyFrame, keys: pl.DataFrame) -> pl.LazyFrame:
+    """Rows of some keys. The filter, unlike the join, is known to who reads the files."""
+    first = keys.to_series()
+    wanted = pl.col(first.name).is_in(first.drop_nulls().implode())
+    if first.null_count():
+        wanted |= pl.col(first.name).is_null()
+    rows = rows.filter(wanted)
+    return rows.join(keys.lazy(), on=keys.columns, how="semi", nulls_equal=True) if keys.width > 1 else rows
 
 
 def replace_rows(
@@ -192,7 +248,7 @@ def replace_rows(
         if keys is None:
             rewritten = files
         else:
-            rewritten = _holding(table, files, keys)
+            rewritten = holding(table, files, keys)
             small = [file for file in files if file.rows < PART_ROWS // 2 and file.size < PART_BYTES // 2]
             if len(small) > SMALL_FILES:
                 rewritten = list(dict.fromkeys([*rewritten, *small]))
@@ -219,16 +275,6 @@ def replace_rows(
         files_added=len(parts),
         files_removed=len(rewritten),
     )
-
-
-def _holding(table: Table, files: Sequence[StoredFile], keys: pl.DataFrame) -> list[StoredFile]:
-    """Files that hold a row of these keys."""
-    if keys.is_empty():
-        return []
-    values, null = sorted(keys[table.key[0]].drop_nulls().unique().to_list()), keys[table.key[0]].null_count() > 0
-    candidates = [file for file in files if file.may_hold(values, null=null)]
-    rows = scan_files(table, candidates, with_files=True).select(*table.key, _FILE)
-    return _named(candidates, rows.join(keys.lazy(), on=table.key, how="semi", nulls_equal=True))
 
 
 def _without(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame) -> Iterator[pl.DataFrame]:

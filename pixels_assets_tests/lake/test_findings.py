@@ -1,8 +1,11 @@
 """What is odd about groups of objects: numbers, geometry, attributes that disagree."""
 
+import random
+
 import polars as pl
 import pytest
 
+from pixels_assets.lake import findings
 from pixels_assets.lake.findings import FROM_SERIES, series_findings
 from pixels_assets.lake.query import scan
 from pixels_assets.lake.rollups import update_rollups
@@ -66,6 +69,26 @@ def test_localizers_frames_and_odd_vectors_are_no_slices_of_a_volume() -> None:
     assert codes(slices(0.0, 2.0, 9.0, ImagePositionPatient=(2, [0.0]))) == set()
     assert codes(slices(0.0, 2.0, 9.0, ImagePositionPatient=(2, [0.0, None, 1.0]))) == set()
     assert codes(slices(0.0, 2.0, 4.0, ImagePositionPatient=(2, [float("inf"), 0.0, 1.0]))) == set()
+
+
+def test_series_that_are_passed_over_because_they_are_surely_even_have_no_findings(monkeypatch) -> None:
+    chance, series = random.Random(11), []
+    for number in range(400):
+        step, start = chance.choice([0.01, 0.5, 1.25, 3.0]), chance.choice([0.0, -0.0, -1234.567, 1e6])
+        off = chance.choice([0.0, 0.0, 0.0, 0.0005, 0.03, 0.049, 0.0500001, 0.4, 0.6]) * step
+        heights = [start + step * at + chance.choice([0, 0, off]) for at in range(chance.randint(1, 8))]
+        heights += heights[: chance.choice([0, 0, 0, 1])] * chance.choice([1, 2])
+        turn = chance.choice([AXIAL, [0.8, 0.6, 0.0, -0.6, 0.8, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0, -1.0]])
+        rows = slices(*heights).with_columns(SeriesInstanceUID=pl.lit(f"2.{number}"), ImageOrientationPatient=pl.lit(turn))
+        if chance.random() < 0.1:
+            rows[0, chance.choice(["Rows", "Columns", "InstanceNumber", "NumberOfFrames"])] = 7
+        series.append(rows.with_columns(StudyInstanceUID=pl.lit(None) if chance.random() < 0.2 else pl.col("StudyInstanceUID")).cast(SCHEMA))
+    rows = pl.concat(series).sample(fraction=1, shuffle=True, seed=3)
+    found = series_findings(rows)
+    every = pl.col("SeriesInstanceUID").len().over("SeriesInstanceUID") > 2
+    monkeypatch.setattr(findings, "_uneven", lambda slices: slices.filter(every).select("StudyInstanceUID", "SeriesInstanceUID").unique())
+    assert found.sort(pl.all()).equals(series_findings(rows).sort(pl.all()))
+    assert 50 < found.filter(pl.col("keyword") == "ImagePositionPatient")["SeriesInstanceUID"].n_unique() < 350
 
 
 def test_attributes_that_disagree_are_found_at_their_level(house) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pixels_assets.lake import keyed, rollups
+from pixels_assets.lake import keyed, pieces, rollups
 from pixels_assets.lake.commit import create_tables, open_table
 from pixels_assets.lake.query import scan
 from pixels_assets.lake.rollups import are_behind, update_rollups
@@ -91,8 +91,10 @@ def change_something(house, chance: random.Random) -> None:
 def test_following_every_change_gives_what_a_plain_loop_and_a_fresh_start_give(house, seed, monkeypatch) -> None:
     monkeypatch.setattr(keyed, "PART_ROWS", 6)
     monkeypatch.setattr(keyed, "SMALL_FILES", 2)
-    monkeypatch.setattr(rollups, "_UIDS_AT_ONCE", 7)
+    monkeypatch.setattr(pieces, "ROWS", 3)
     monkeypatch.setattr(rollups, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(pieces, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(keyed, "_SCAN_ROWS", 4)
     monkeypatch.setattr(rollups, "_GROUPS_AT_ONCE", 2)
     chance = random.Random(seed)
     for step in range(4 if os.environ.get("PIXELS_LONG") else 3):
@@ -260,6 +262,37 @@ def test_an_update_that_ended_between_two_tables_is_made_up_for(house, last, mon
         change_something(house, chance)
     follow(house)
     assert not are_behind(house.lake)
+    check(house)
+
+
+@pytest.mark.parametrize("stopped", ["versions_of", "agreed", "disagreements"])
+def test_an_update_that_fails_midway_leaves_nothing_aside(house, stopped, monkeypatch) -> None:
+    chance = random.Random(3)
+    for _ in range(3):
+        house.write(f"{chance.randint(0, 10**6)}.dcm", some_object(chance))
+    house.ingest()
+    monkeypatch.setattr(pieces, "ROWS", 1)
+    seen = []
+
+    def fail(*_):
+        seen.extend(path.name for path in (house.lake / "_aside").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rollups, stopped, fail)
+    with pytest.raises(KeyboardInterrupt):
+        update(house)
+    assert seen
+    assert not (house.lake / "_aside").exists()
+
+
+def test_what_a_killed_update_put_aside_goes_with_the_next_one(house) -> None:
+    house.write("a.dcm", dicom(SOPInstanceUID="1.1"))
+    house.ingest()
+    left = house.lake / "_aside" / "instances" / "0.arrow"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"not a file that could be read")
+    update(house)
+    assert not (house.lake / "_aside").exists()
     check(house)
 
 

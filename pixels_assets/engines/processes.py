@@ -157,6 +157,7 @@ class _Template:
             The template is gone, or there are too many open files.
         """
         ours, theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours, False)
         try:
             socket.send_fds(self._control, [REQUEST], [connection, monitor, theirs])
         except OSError:
@@ -249,7 +250,10 @@ class ForkedProcess:
         while self.returncode is None:
             if not select.select([self._pipe], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
                 return None
-            said = os.read(self._pipe, NUMBER.size)
+            try:
+                said = os.read(self._pipe, NUMBER.size)
+            except BlockingIOError:  # another thread was quicker
+                continue
             if not said:  # the template is gone, which takes its workers along
                 self.returncode = self.template.process.wait()
             elif self._pid:

@@ -156,7 +156,7 @@ class _Template:
         OSError
             The template is gone, or there are too many open files.
         """
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         try:
             socket.send_fds(self._control, [REQUEST], [connection, monitor, theirs])

@@ -40,7 +40,8 @@ def main(parent: int, control_fd: int) -> None:
     sys.meta_path.insert(0, Absent("pandas"))
     gc.collect()
     gc.freeze()  # workers share these pages for as long as nobody writes to them, and the collector would
-    awake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    awake, wake = os.pipe()
+    os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     own_pid, control, pipes = os.getpid(), socket.socket(fileno=control_fd), dict[int, int]()
@@ -91,15 +92,13 @@ def _tell(pipe: int, number: int) -> None:
 
 
 def _reap(pipes: dict[int, int]) -> None:
-    """Tell the parent about workers that have ended, before their process ids can be given to others."""
-    while pipes:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is None:
-            return
-        pipe = pipes.pop(ended.si_pid)
-        _tell(pipe, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
-        os.close(pipe)
-        os.waitpid(ended.si_pid, 0)
+    """Tell the parent about workers that have ended."""
+    for pid in list(pipes):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            pipe = pipes.pop(pid)
+            _tell(pipe, os.waitstatus_to_exitcode(status))
+            os.close(pipe)
 
 
 def _work(template: int, connection: int, monitor: int) -> None:

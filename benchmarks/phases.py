@@ -86,9 +86,9 @@ def _cpu(pid: int) -> float:
 
 
 def _worker_start() -> float:
-    """CPU seconds that a worker takes until it can take a shard."""
+    """CPU seconds that loading what workers need takes; they are forked from the process that has."""
     before = os.times()
-    code = "import sys; sys.modules['requests'] = sys.modules['tqdm'] = None; import pixels_assets.engines.worker"
+    code = "import sys; sys.modules['requests'] = sys.modules['tqdm'] = None; import pixels_assets.engines.template"
     subprocess.run([sys.executable, "-P", "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
@@ -129,10 +129,9 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
     ran = runs.ingest(settings, [str(folder)], say=lambda line: None)
     clock.charge()
     seconds = time.perf_counter() - started
-    start = _worker_start() * len(workers)
     clock.wall["start: imports"], clock.cpu["start: imports"] = imports
-    clock.cpu["start: workers"] = start
-    clock.cpu["reading (workers)"] = max(0.0, sum(workers.values()) - start)
+    clock.cpu["start: workers"] = _worker_start()
+    clock.cpu["reading (workers)"] = sum(workers.values())
     return {"files": ran.files, "batches": len(ran.batches), "failed": ran.failed, "seconds": seconds, "wall": clock.wall, "cpu": clock.cpu}
 
 

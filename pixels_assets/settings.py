@@ -69,7 +69,7 @@ class Settings:
     thumbnail_size: int = _setting(256, "Longest side of a thumbnail, pixels.", at_least=8)
     preview: bool = _setting(True, "Attach a contact sheet to materializations. It shows patients' images: false switches it off.")
     object_seconds: float = _setting(60.0, "Time that one object may take before its worker is stopped.", at_least=0.1)
-    worker_bytes: int = _setting(1024 * MIB, "Memory that one worker process may hold; 105 MiB of it are the program.", at_least=128 * MIB)
+    worker_bytes: int = _setting(1024 * MIB, "Memory that one worker process may hold; about 60 MiB of it are the program.", at_least=128 * MIB)
     failure_share: float = _setting(0.1, "A batch in which more than this share of objects ends in one failing status gets a warning.", at_least=0)
     extractors: str = _setting("", "Extractors to run in the same pass, by name or as module:object, joined by commas; see docs/extractors.md.")
     patch_rules: Path | None = _setting(None, "File of rules for the extractor `patches`.")  # noqa: RUF009 - a field

@@ -1,5 +1,6 @@
 """Commands as a user starts them: processes of their own, on piles of files that are made here."""
 
+import contextlib
 import io
 import os
 import struct
@@ -94,15 +95,28 @@ def fill(folder, *, slow=True):
     return folder
 
 
-def workers_of(pid):
-    """Worker processes in the system that a process has started."""
+def children_of(pid):
+    """Processes that a process has started; threads and processes may end while one looks."""
     found = set()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found |= {int(child) for child in task.read_text().split() if b"engines.worker" in Path(f"/proc/{child}/cmdline").read_bytes()}
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            found |= {int(child) for child in task.read_text().split()}
     return found
+
+
+def templates_of(pid):
+    """Processes from which the workers of a process are forked."""
+    found = set()
+    for child in children_of(pid):
+        with contextlib.suppress(OSError):
+            if b"engines.template" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.add(child)
+    return found
+
+
+def workers_of(pid):
+    """Worker processes of a process."""
+    return {worker for template in templates_of(pid) for worker in children_of(template)}
 
 
 def assert_gone(workers):

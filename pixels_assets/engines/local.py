@@ -10,14 +10,14 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_back, take_worker
+from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_back, keep_workers, take_worker
 from pixels_assets.engines.shards import Answer, IndexSpec, Order, Segment, Shard, Tally, discard_attempt
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
@@ -167,6 +167,7 @@ class LocalEngine:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._pool: list[_Worker] = []
+        self._kept: ExitStack | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +182,9 @@ class LocalEngine:
         for worker in self._pool:
             worker.own.close()
         self._pool.clear()
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     @property
     def in_hand(self) -> dict[int, int]:
@@ -210,6 +214,9 @@ class LocalEngine:
         """
         tasks = deque(_Task(shard) for shard in sorted(shards, key=lambda shard: -shard.size))
         outcome, indexed_before = Outcome(), 0
+        if self._kept is None:
+            self._kept = ExitStack()
+            self._kept.enter_context(keep_workers())
         for worker in self._pool:
             worker.start_counting()
         try:

@@ -1,14 +1,22 @@
 """Processes that wait for work: how they are started, what they say about themselves, and who keeps them between two engines.
 
 Holds nothing of the work. Must import nothing large, so that processes can be started before all else is loaded.
+
+Workers are forked from one process that has loaded what they need (`pixels_assets.engines.template`), never from this one, which may have threads and
+libraries that do not survive it.
 """
 
 import mmap
 import os
+import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -22,10 +30,16 @@ from pixels_assets.settings import MIB
 _START = """
 import sys
 sys.modules["requests"] = sys.modules["tqdm"] = None
-from pixels_assets.engines.worker import main
+from pixels_assets.engines.template import main
 del sys.modules["requests"], sys.modules["tqdm"]
 main(*map(int, sys.argv[1:]))
 """
+
+REQUEST = b"."
+"""Sent to the template with the descriptors of a worker's connection, of the file behind its monitor, and of a pipe."""
+NUMBER = struct.Struct("q")
+"""What the template writes into that pipe: the worker's process id, or the negative number of the error that kept it from being made; once the worker
+has ended its exit code, or the negative number of the signal."""
 
 
 class State(NamedTuple):
@@ -78,6 +92,184 @@ class Monitor:
         return State(*self._fields.tolist())
 
 
+def _environment() -> dict[str, str]:
+    """Give the environment that workers are started in."""
+    package = str(Path(__file__).parents[2])
+    return os.environ | {
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        # What large objects took is given back when they are done, so that what the next one may take does not depend on them. What usual ones
+        # took is not: a third of their time would go into asking for it again.
+        "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),
+        "MALLOC_TRIM_THRESHOLD_": str(64 * MIB),
+        "MALLOC_ARENA_MAX": "1",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # forked processes would miss the thread
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
+
+
+class _Template:
+    """The process that workers are forked from, once it has loaded what they need.
+
+    Parameters
+    ----------
+    environment : dict of str to str
+        Its own and theirs.
+
+    Attributes
+    ----------
+    process : subprocess.Popen
+    workers : int
+        Those that nobody has closed yet.
+
+    Raises
+    ------
+    OSError
+        It cannot be started.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.workers = 0
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # -P: no module is taken from the working folder, which may be somebody's data. Group 0: Ctrl-C is for the parent to decide about.
+                self.process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
+                    [sys.executable, "-P", "-c", _START, str(os.getpid()), str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    env=environment,
+                )
+            except OSError:
+                self._control.close()
+                raise
+
+    def fork(self, connection: int, monitor: int) -> "ForkedProcess":
+        """Ask for a worker with these descriptors; it starts as soon as the template has loaded everything.
+
+        Raises
+        ------
+        OSError
+            The template is gone, or there are too many open files.
+        """
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        try:
+            socket.send_fds(self._control, [REQUEST], [connection, monitor, theirs])
+        except OSError:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self.workers += 1
+        return ForkedProcess(self, ours)
+
+    def close(self) -> None:
+        """End it, and with it workers that still run."""
+        self._control.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class ForkedProcess:
+    """A worker, which is a child of the template: what `subprocess.Popen` is for a child of one's own.
+
+    Parameters
+    ----------
+    template : _Template
+    pipe : int
+        Where the template says what becomes of the worker.
+
+    Attributes
+    ----------
+    template : _Template
+    pid : int
+        0 for as long as it has not begun.
+    returncode : int or None
+        None while it runs.
+    """
+
+    def __init__(self, template: _Template, pipe: int) -> None:
+        self.template = template
+        self._pipe = pipe
+        self._pid = 0
+        self.returncode: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        if not self._pid:
+            self.poll()
+        return self._pid
+
+    def poll(self) -> int | None:
+        """Return how it ended, None while it runs.
+
+        Raises
+        ------
+        WorkerError
+            It could not be started.
+        """
+        return self._hear(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended, and return how.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            It did not end within these seconds.
+        WorkerError
+            It could not be started.
+        """
+        code = self._hear(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired([sys.executable], timeout or 0)
+        return code
+
+    def kill(self) -> None:
+        """End it by force."""
+        if self.poll() is None and self._pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it by force, wait until it has ended, and forget it; one that has not begun ends by itself when its connection is closed."""
+        with suppress(WorkerError):  # it was never there
+            if self.pid:
+                self.kill()
+                self.wait()
+        os.close(self._pipe)
+
+    def _hear(self, timeout: float | None) -> int | None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.returncode is None:
+            if not select.select([self._pipe], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
+                return None
+            try:
+                said = os.read(self._pipe, NUMBER.size)
+            except BlockingIOError:  # another thread was quicker
+                continue
+            if not said:  # the template is gone, which takes its workers along
+                self.returncode = self.template.process.wait()
+            elif self._pid:
+                self.returncode = NUMBER.unpack(said)[0]
+            else:
+                self._pid = NUMBER.unpack(said)[0]
+                if self._pid < 0:
+                    number, self._pid, self.returncode = -self._pid, 0, 1
+                    raise _not_started(OSError(number, os.strerror(number)))
+        return self.returncode
+
+
+def _not_started(error: OSError) -> WorkerError:
+    return WorkerError(f"cannot start a worker process: {error.strerror}; check memory, disk and process limits, or use fewer --workers")
+
+
 class WorkerProcess:
     """One process, its connection, and the block of memory in which it says what it does.
 
@@ -88,7 +280,7 @@ class WorkerProcess:
 
     Attributes
     ----------
-    process : subprocess.Popen
+    process : ForkedProcess
     connection : multiprocessing.connection.Connection
     monitor : Monitor
 
@@ -100,18 +292,6 @@ class WorkerProcess:
 
     def __init__(self, worker_bytes: int) -> None:
         self.worker_bytes = worker_bytes
-        package = str(Path(__file__).parents[2])
-        environment = os.environ | {
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-            # What large objects took is given back when they are done, so that what the next one may take does not depend on them. What usual
-            # ones took is not: a third of their time would go into asking for it again.
-            "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),
-            "MALLOC_TRIM_THRESHOLD_": str(64 * MIB),
-            "MALLOC_ARENA_MAX": "1",
-            "ARROW_DEFAULT_MEMORY_POOL": "system",
-            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        }
         with ExitStack() as opened:
             try:
                 self._file = opened.enter_context(tempfile.TemporaryFile())
@@ -121,54 +301,84 @@ class WorkerProcess:
                 ours, theirs = socket.socketpair()
                 opened.callback(theirs.close)
                 self.connection = opened.enter_context(Connection(ours.detach()))
-                inherited = theirs.fileno(), self._file.fileno()
-                # -P: no module is taken from the working folder, which may be somebody's data. Group 0: Ctrl-C is for the parent to decide about.
-                self.process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
-                    [sys.executable, "-P", "-c", _START, *map(str, (os.getpid(), *inherited))],
-                    pass_fds=inherited,
-                    process_group=0,
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,
-                    env=environment,
-                )
+                self.process = _keeper.fork(theirs.fileno(), self._file.fileno())
             except OSError as error:
-                msg = f"cannot start a worker process: {error.strerror}; check memory, disk and process limits, or use fewer --workers"
-                raise WorkerError(msg) from error
+                raise _not_started(error) from error
             theirs.close()
             self._opened = opened.pop_all()
 
     def close(self) -> None:
         """End it."""
-        self.process.kill()
-        self.process.wait()
+        self.process.close()
         self._opened.close()
+        _keeper.ended(self.process.template)
 
 
-class _Spares:
-    """Processes between two engines."""
+class _Keeper:
+    """The template, and the processes between two engines."""
 
     def __init__(self) -> None:
-        self.holders = 0
         self.waiting: list[WorkerProcess] = []
+        self.holders = 0
+        self._template: _Template | None = None
+        self._lock = threading.RLock()
 
-    def close(self) -> None:
-        while self.waiting:
-            self.waiting.pop().close()
+    def fork(self, connection: int, monitor: int) -> ForkedProcess:
+        """Make a worker, and the template before it where there is none that is alive and was started in this environment.
+
+        Raises
+        ------
+        OSError
+            It cannot be started.
+        """
+        with self._lock:
+            environment, template = _environment(), self._template
+            if template is None or template.environment != environment or template.process.poll() is not None:
+                self._template = _Template(environment)
+                if template is not None:
+                    self._end_unused(template)
+            assert self._template is not None
+            return self._template.fork(connection, monitor)
+
+    def ended(self, template: _Template) -> None:
+        """Take note that a worker of this template has ended."""
+        with self._lock:
+            template.workers -= 1
+            self._end_unused(template)
+
+    def hold(self) -> None:
+        """Keep template and processes until `release`."""
+        with self._lock:
+            self.holders += 1
+
+    def release(self) -> None:
+        """Let both go, unless others hold them."""
+        with self._lock:
+            self.holders -= 1
+            while self.waiting and not self.holders:
+                self.waiting.pop().close()
+            if self._template is not None:
+                self._end_unused(self._template)
+
+    def _end_unused(self, template: _Template) -> None:
+        if template.workers or (template is self._template and self.holders):
+            return
+        template.close()
+        if template is self._template:
+            self._template = None
 
 
-_spares = _Spares()
+_keeper = _Keeper()
 
 
 @contextmanager
 def keep_workers() -> Iterator[None]:
     """Let processes of an engine that is left within the block wait for the next one, so that batches in a row pay for their start once."""
-    _spares.holders += 1
+    _keeper.hold()
     try:
         yield
     finally:
-        _spares.holders -= 1
-        if not _spares.holders:
-            _spares.close()
+        _keeper.release()
 
 
 def start_workers(count: int, worker_bytes: int) -> None:
@@ -184,8 +394,8 @@ def start_workers(count: int, worker_bytes: int) -> None:
         Memory that each may take.
     """
     with suppress(WorkerError):
-        while _spares.holders and len(_spares.waiting) < count:
-            _spares.waiting.append(WorkerProcess(worker_bytes))
+        while _keeper.holders and len(_keeper.waiting) < count:
+            _keeper.waiting.append(WorkerProcess(worker_bytes))
 
 
 def take_worker(worker_bytes: int) -> WorkerProcess:
@@ -196,8 +406,8 @@ def take_worker(worker_bytes: int) -> WorkerProcess:
     WorkerError
         It cannot be started.
     """
-    for worker in [worker for worker in _spares.waiting if worker.worker_bytes == worker_bytes]:
-        _spares.waiting.remove(worker)
+    for worker in [worker for worker in _keeper.waiting if worker.worker_bytes == worker_bytes]:
+        _keeper.waiting.remove(worker)
         if worker.process.poll() is None:
             return worker
         worker.close()
@@ -205,9 +415,5 @@ def take_worker(worker_bytes: int) -> WorkerProcess:
 
 
 def give_back(workers: list[WorkerProcess]) -> None:
-    """Take back processes that are at rest: they wait for the next engine within `keep_workers`, and end outside of it."""
-    if _spares.holders:
-        _spares.waiting += workers
-        return
-    for worker in workers:
-        worker.close()
+    """Take back processes that are at rest; within `keep_workers` only."""
+    _keeper.waiting += workers

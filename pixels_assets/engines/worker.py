@@ -22,7 +22,6 @@ from pixels_assets.engines.indexing import index_shard
 from pixels_assets.engines.processes import RESTING, Monitor, State
 from pixels_assets.engines.shards import Answer, Order, Segment
 from pixels_assets.errors import PixelsError, place_of
-from pixels_assets.imports import Absent
 from pixels_assets.intake.objects import Failure, row_id
 
 logger = logging.getLogger(__name__)
@@ -82,16 +81,12 @@ def main(parent: int, connection_fd: int, monitor_fd: int) -> None:
     Parameters
     ----------
     parent : int
-        Process id of the parent.
+        Process id of the process that this one was forked from (`pixels_assets.engines.template`).
     connection_fd, monitor_fd : int
         Inherited file descriptors: one end of a socket pair, and the file behind the shared block of memory.
     """
     _die_with(parent)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be a copy of patient data
-    # pyarrow would load it wherever it is installed, which takes half a second and 40 MiB, and no value here is of it.
-    sys.meta_path.insert(0, Absent("pandas"))
     # What is remembered of headers stays, and nearly all else goes without the collector: it would look at the former again and again.
-    gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 50, 1000)
     reporter = _Reporter(connection := Connection(connection_fd), Monitor(monitor_fd))
     limited = False

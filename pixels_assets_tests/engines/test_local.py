@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -29,7 +30,7 @@ from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, plan_shards
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
 from pixels_assets.settings import MIB, Settings
-from pixels_assets_tests.commands import long_dicom
+from pixels_assets_tests.commands import assert_gone, children_of, long_dicom, templates_of, workers_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -91,24 +92,14 @@ _BEFORE = set()
 @pytest.fixture(autouse=True, scope="module")
 def before():
     """Workers that other files' fixtures keep for the whole session are none of these tests'."""
-    _BEFORE.update(children())
+    _BEFORE.update(workers_of("self"))
     yield
     _BEFORE.clear()
 
 
-def children(pid="self"):
-    """Workers of a process; threads and processes may end while one looks."""
-    found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return {child for child in found - _BEFORE if b"engines.worker" in command_of(child)}
-
-
-def command_of(pid):
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+def children():
+    """Workers of this process."""
+    return workers_of("self") - _BEFORE
 
 
 def open_descriptors(pid):
@@ -305,7 +296,7 @@ def test_a_worker_that_died_while_it_had_nothing_to_do_is_replaced(tmp_path):
         engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
         (worker,) = children()
         os.kill(worker, signal.SIGKILL)
-        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+        assert_gone([worker])
         outcome = engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
     assert outcome.tally.statuses == {"indexed": 2}
 
@@ -357,7 +348,7 @@ def test_a_large_member_may_take_longer_than_the_time_limit_while_it_is_being_ex
 
 
 def test_an_object_that_needs_more_memory_than_allowed_is_crashed_and_its_siblings_are_indexed(tmp_path):
-    files = written(tmp_path / "in", a=CT, b=b"text " * (12 * MIB), c=MR)
+    files = written(tmp_path / "in", a=CT, b=long_dicom(100_000), c=MR)
     rows = run(tmp_path, files, worker_bytes=128 * MIB)
     assert statuses(rows, tmp_path / "in") == {"b": ("crashed", "memory_limit")}
 
@@ -435,7 +426,7 @@ def test_workers_end_with_a_parent_that_was_killed_or_interrupted(tmp_path, numb
         workers = set()
         while not workers:
             assert parent.poll() is None
-            workers = children(parent.pid)
+            workers = workers_of(parent.pid)
         parent.send_signal(number)
         noise = parent.communicate()[1]
     deadline = time.monotonic() + 30
@@ -477,14 +468,67 @@ def test_processes_wait_for_the_next_engine_while_they_are_kept_and_end_with_the
             assert max(counts) <= len(files)  # what an earlier engine's run had read does not count again
         assert used[0] == used[1] != used[2]  # a process that was limited to other memory is not used
         assert all(Path(f"/proc/{pid}").exists() for pid in used[0] + used[2])
-    assert not any(Path(f"/proc/{pid}").exists() for pid in used[0] + used[2])
+    assert_gone(used[0] + used[2])
+
+
+def test_workers_are_forked_from_one_process_which_ends_with_the_last_of_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("OF_THIS_TEST", "1")  # other files' fixtures may keep a process of their own
+    files = written(tmp_path / "in", a=CT, b=MR)
+    others = templates_of("self")
+    with LocalEngine(2) as engine:
+        engine.run([Shard(0, tuple(files)), Shard(1, tuple(files))], spec_of(tmp_path))
+        (template,) = templates_of("self") - others
+        assert children_of(template) == {worker.process.pid for worker in engine._pool}
+        assert len(children_of(template)) == 2
+    assert templates_of("self") == others
+    assert_gone([template])
+
+
+def test_when_the_process_that_workers_are_forked_from_is_killed_another_takes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("OF_THIS_TEST", "1")
+    files = written(tmp_path / "in", a=CT, b=SLOW, c=MR)
+    rows = run(tmp_path, files, around=lambda engine: Attacker(engine, [files[1].path], kill_parent, times=1))
+    assert len(rows) == 3
+    assert statuses(rows, tmp_path / "in") == {}
+
+
+def kill_parent(pid):
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    template = int(status["PPid"])
+    assert template in templates_of("self")
+    os.kill(template, signal.SIGKILL)
+
+
+def test_workers_get_the_environment_of_the_moment_in_which_they_are_started(tmp_path, monkeypatch):
+    files = written(tmp_path / "in", a=CT)
+    with keep_workers():
+        start_workers(1, 128 * MIB)
+        (earlier,) = processes._keeper.waiting
+        monkeypatch.setenv("OF_THIS_TEST", "1")
+        with LocalEngine(1) as engine:
+            engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
+            (later,) = engine._pool
+            assert b"OF_THIS_TEST=1" in Path(f"/proc/{later.process.pid}/environ").read_bytes().split(b"\0")
+        assert earlier.process.poll() is None
+        assert earlier.process.template is not later.process.template
+
+
+def test_a_worker_that_the_system_refuses_is_an_error_that_says_what_to_do():
+    ours, theirs = os.pipe()
+    os.write(theirs, processes.NUMBER.pack(-errno.EAGAIN))
+    os.close(theirs)
+    refused = processes.ForkedProcess(processes._Template(dict(os.environ)), ours)
+    with pytest.raises(WorkerError, match="cannot start a worker process: Resource temporarily unavailable; check memory, disk and process limits"):
+        refused.poll()
+    refused.close()
+    refused.template.close()
 
 
 def test_processes_that_were_started_early_are_the_ones_that_read(tmp_path):
     start_workers(1, 512 * MIB)  # nobody would end it
     with keep_workers():
         start_workers(1, 512 * MIB)
-        (early,) = processes._spares.waiting
+        (early,) = processes._keeper.waiting
         with LocalEngine(1) as engine:
             engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path / "lake", worker_bytes=512 * MIB))
             assert [worker.own for worker in engine._pool] == [early]
@@ -516,4 +560,4 @@ def test_an_engine_that_failed_keeps_no_process(tmp_path):
     with keep_workers():
         with pytest.raises(ZeroDivisionError):
             failing()
-        assert not Path(f"/proc/{pids[0]}").exists()
+        assert_gone(pids)

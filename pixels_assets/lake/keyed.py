@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ PART_BYTES = 64 * 1024**2
 SMALL_FILES = 8
 """So many files may have less than half of that before they are merged."""
 _GROUP_ROWS = 5_000
-_SCAN_ROWS = 8_000
+_SCAN_ROWS, _KEY_ROWS = 8_000, 64_000
+"""Rows of files that are read at once: of many columns, and of those of the keys alone."""
 _FILE = "_file"
 
 
@@ -117,10 +119,15 @@ def stored_files(lake: Path, table: Table, delta: DeltaTable, column: str) -> li
     ]
 
 
+@lru_cache
+def _schema(table: Table) -> dict[str, pl.DataType]:
+    return dict(pl.DataFrame(table.part_arrow.empty_table()).schema)
+
+
 def scan_files(table: Table, files: Iterable[StoredFile], *, with_files: bool = False) -> pl.LazyFrame:
     """Rows of some files; columns that a file is too old to have are NULL. Asked for, a column `_FILE` says which file a row is in."""
     paths = [str(file.path) for file in files]
-    schema = dict(pl.DataFrame(table.part_arrow.empty_table()).schema)
+    schema = _schema(table)
     partition: dict[str, Any] = {PARTITION: pl.String} if table.partitioned else {}
     if not paths:
         return pl.LazyFrame(schema=schema | partition | ({_FILE: pl.String} if with_files else {}))
@@ -136,19 +143,19 @@ def scan_files(table: Table, files: Iterable[StoredFile], *, with_files: bool = 
     )
 
 
-def few_rows(table: Table, files: Iterable[StoredFile], *, with_files: bool = False) -> Iterator[pl.LazyFrame]:
-    """Rows of some files, a few files or a part of a large one at a time.
+def few_rows(table: Table, files: Iterable[StoredFile], count: int, *, with_files: bool = False) -> Iterator[pl.LazyFrame]:
+    """Rows of some files, so many at a time: of a few files, or of a part of a large one.
 
     A scan of many files takes memory for each of them: their columns are described a hundred times over, and rows of several are read at once.
     """
     some: list[StoredFile] = []
     for file in files:
-        if some and sum(one.rows for one in some) + file.rows > _SCAN_ROWS:
+        if some and sum(one.rows for one in some) + file.rows > count:
             yield scan_files(table, some, with_files=with_files)
             some = []
-        if file.rows > _SCAN_ROWS:
+        if file.rows > count:
             rows = scan_files(table, [file], with_files=with_files)
-            yield from (rows.slice(start, _SCAN_ROWS) for start in range(0, file.rows, _SCAN_ROWS))
+            yield from (rows.slice(start, count) for start in range(0, file.rows, count))
         else:
             some.append(file)
     if some:
@@ -175,7 +182,7 @@ def find_rows(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame | No
     polars.DataFrame
         Some rows; none at all when there are none.
     """
-    for rows in few_rows(table, files if keys is None else holding(table, files, keys)):
+    for rows in few_rows(table, files if keys is None else holding(table, files, keys), _SCAN_ROWS):
         found = (rows if keys is None else _of_keys(rows, keys)).select(columns).collect(engine="streaming")
         if not found.is_empty():
             yield found
@@ -194,7 +201,7 @@ def holding(table: Table, files: Iterable[StoredFile], keys: pl.DataFrame) -> li
     values, null = first.drop_nulls().unique().sort().to_list(), first.null_count() > 0
     candidates = [file for file in files if file.may_hold(values, null=null)]
     names: set[str] = set()
-    for rows in few_rows(table, candidates, with_files=True):
+    for rows in few_rows(table, candidates, _KEY_ROWS, with_files=True):
         names.update(_of_keys(rows, keys).select(pl.col(_FILE).unique()).collect(engine="streaming")[_FILE])
     return [file for file in candidates if str(file.path) in names]
 

@@ -95,6 +95,7 @@ def test_following_every_change_gives_what_a_plain_loop_and_a_fresh_start_give(h
     monkeypatch.setattr(rollups, "_ROWS_AT_ONCE", 3)
     monkeypatch.setattr(pieces, "_BATCH_ROWS", 2)
     monkeypatch.setattr(keyed, "_SCAN_ROWS", 4)
+    monkeypatch.setattr(keyed, "_KEY_ROWS", 5)
     monkeypatch.setattr(rollups, "_GROUPS_AT_ONCE", 2)
     chance = random.Random(seed)
     for step in range(4 if os.environ.get("PIXELS_LONG") else 3):

@@ -31,7 +31,7 @@ PART_BYTES = 64 * 1024**2
 SMALL_FILES = 8
 """So many files may have less than half of that before they are merged."""
 _GROUP_ROWS = 5_000
-_SCAN_ROWS, _KEY_ROWS = 8_000, 64_000
+_SCAN_ROWS, _KEY_ROWS = 2_000, 64_000
 """Rows of files that are read at once: of many columns, and of those of the keys alone."""
 _FILE = "_file"
 

@@ -23,7 +23,7 @@ from pixels_assets.lake.parts import MIB, lake_errors
 
 ROWS = 100_000
 """Rows that are gathered before they are written, and read together later, at most about."""
-BYTES = 40 * MIB
+BYTES = 16 * MIB
 """Bytes of either, about."""
 _PARTS = 4
 """So many pieces are made of what is read together: whoever works on a piece may need several times its memory."""

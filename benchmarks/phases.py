@@ -1,7 +1,8 @@
 """Where the time of `pixels ingest` goes: what the work is, what orchestration is, for one batch alone and for a batch inside a run of several.
 
-Run by `pixels bench --phases`, over files of rich headers and pixels of 16 x 16, which is the least work that a file can be, and over full images. Functions are wrapped from outside and timed exclusively: what one calls of the others is not its own. CPU seconds
-are those of the process that orchestrates, all its threads, and of the workers; wall seconds show what waits.
+Run by `pixels bench --phases`, over files of rich headers and pixels of 16 x 16, which is about the least work that a file can be, and over full
+images. Functions are wrapped from outside and timed exclusively: what one calls of the others is not its own. CPU seconds are those of the process
+that orchestrates, all its threads, and of the workers; wall seconds show what waits.
 
 Orchestration: importing everything, starting the workers, committing (tables made, locks, the Delta log, what a batch replaces), and all that is not
 wrapped: Dagster with its event log. Work: listing, reading in the workers and handing out to them, writing rows (catalog, quarantine, raw files),
@@ -175,8 +176,9 @@ def compare(folder: Path, files: int, batches: int = 3) -> dict[str, Any]:
     """
     for count in (1, batches):
         write_headers(folder / f"batches{count}", files * count)
-    write_images(folder / "images", files)
-    alone, several, images = (_measured(folder / name, files) for name in ("batches1", f"batches{batches}", "images"))
+    full = len(write_images(folder / "images", files))  # as many in each transfer syntax
+    alone, several = (_measured(folder / f"batches{count}", files) for count in (1, batches))
+    images = _measured(folder / "images", full)
     columns = {"16 x 16, alone": alone["cpu"], "16 x 16, in a run": within_a_run(alone, several), "512 x 512, alone": images["cpu"]}
     return {"alone": alone, "several": several, "images": images, "columns": columns, "shares": {name: share(cpu) for name, cpu in columns.items()}}
 

@@ -85,7 +85,7 @@ class Watch(threading.Thread):
 
 
 def _children(pid: int) -> list[int]:
-    """Processes below this one: workers are children of the template from which they are forked."""
+    """List the processes below this one: workers are children of the template from which they are forked."""
     try:
         children = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     except OSError:

@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.phases:
             measured = phases.compare(folder / "phases", options.phases)
-            print(phases.table(measured["alone"], measured["within"]))
+            print(phases.table(measured["columns"]))
             if options.json:
                 options.json.write_text(json.dumps(measured, indent=1))
             return 0

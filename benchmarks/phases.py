@@ -1,7 +1,8 @@
 """Where the time of `pixels ingest` goes: what the work is, what orchestration is, for one batch alone and for a batch inside a run of several.
 
-Run by `pixels bench --phases`. Functions are wrapped from outside and timed exclusively: what one calls of the others is not its own. CPU seconds
-are those of the process that orchestrates, all its threads, and of the workers; wall seconds show what waits.
+Run by `pixels bench --phases`, over files of rich headers and pixels of 16 x 16, which is about the least work that a file can be, and over full
+images. Functions are wrapped from outside and timed exclusively: what one calls of the others is not its own. CPU seconds are those of the process
+that orchestrates, all its threads, and of the workers; wall seconds show what waits.
 
 Orchestration: importing everything, starting the workers, committing (tables made, locks, the Delta log, what a batch replaces), and all that is not
 wrapped: Dagster with its event log. Work: listing, reading in the workers and handing out to them, writing rows (catalog, quarantine, raw files),
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import write_headers
+from benchmarks.data import write_headers, write_images
 
 ORCHESTRATION = ("start: imports", "start: workers", "Dagster", "commit")
 WORK = ("listing", "reading (workers)", "reading (parent)", "rows", "checks", "hierarchy", "headers")
@@ -147,39 +148,49 @@ def within_a_run(one: dict[str, Any], several: dict[str, Any]) -> dict[str, floa
     return {phase: max(0.0, several["cpu"].get(phase, 0.0) - one["cpu"].get(phase, 0.0)) / more for phase in phases}
 
 
-def table(alone: dict[str, Any], cpu_within: dict[str, float]) -> str:
-    """Write both for people."""
-    whole, inside = sum(alone["cpu"].values()), sum(cpu_within.values())
-    lines = [f"{'phase':20} {'alone: wall s':>14} {'CPU s':>8} {'share':>7} {'in a run: CPU s':>17} {'share':>7}"]
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """Write CPU seconds and their shares for people, by column and phase."""
+    lines = [f"{'CPU s':20}" + "".join(f"{name:>26}" for name in columns)]
+    sums = {name: sum(cpu.values()) for name, cpu in columns.items()}
     for phase in (*ORCHESTRATION, *WORK):
-        cpu, more = alone["cpu"].get(phase, 0.0), cpu_within[phase]
-        lines.append(f"{phase:20} {alone['wall'].get(phase, 0.0):14.2f} {cpu:8.2f} {cpu / whole:7.1%} {more:17.2f} {more / inside:7.1%}")
-    lines.append(f"{'orchestration':20} {'':14} {'':8} {share(alone['cpu']):7.1%} {'':17} {share(cpu_within):7.1%}")
-    lines.append(f"{'all':20} {alone['seconds']:14.2f} {whole:8.2f} {'':7} {inside:17.2f}")
+        values = [(cpu.get(phase, 0.0), cpu.get(phase, 0.0) / sums[name]) for name, cpu in columns.items()]
+        lines.append(f"{phase:20}" + "".join(f"{seconds:18.2f} {part:7.1%}" for seconds, part in values))
+    lines.append(f"{'orchestration':20}" + "".join(f"{share(cpu):26.1%}" for cpu in columns.values()))
+    lines.append(f"{'all':20}" + "".join(f"{sums[name]:18.2f}{'':8}" for name in columns))
     return "\n".join(lines)
 
 
 def compare(folder: Path, files: int, batches: int = 3) -> dict[str, Any]:
-    """Measure one batch of so many files, and several, each in a process of its own; the files are made.
+    """Measure one batch of so many files, several, and one of full images, each in a process of its own; the files are made.
 
     Parameters
     ----------
     folder : Path
         Where the files are kept.
     files, batches : int
+
+    Returns
+    -------
+    dict
+        What `measure` found as ``alone``, ``several`` and ``images``; ``columns`` for `table`.
     """
-    root, found = Path(__file__).resolve().parents[1], []
     for count in (1, batches):
-        place = folder / f"batches{count}"
-        write_headers(place, files * count)
-        with tempfile.TemporaryDirectory(prefix="bench-") as out:
-            command = [sys.executable, "-m", "benchmarks.phases", str(place), out]
-            environment = os.environ | {"PIXELS_BATCH_FILES": str(files)}
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
-            found.append(json.loads(done.stdout.splitlines()[-1]))
-    alone, several = found
-    inside = within_a_run(alone, several)
-    return {"alone": alone, "several": several, "within": inside, "share_alone": share(alone["cpu"]), "share_within": share(inside)}
+        write_headers(folder / f"batches{count}", files * count)
+    full = len(write_images(folder / "images", files))  # as many in each transfer syntax
+    alone, several = (_measured(folder / f"batches{count}", files) for count in (1, batches))
+    images = _measured(folder / "images", full)
+    columns = {"16 x 16, alone": alone["cpu"], "16 x 16, in a run": within_a_run(alone, several), "512 x 512, alone": images["cpu"]}
+    return {"alone": alone, "several": several, "images": images, "columns": columns, "shares": {name: share(cpu) for name, cpu in columns.items()}}
+
+
+def _measured(place: Path, files: int) -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory(prefix="bench-") as out:
+        command = [sys.executable, "-m", "benchmarks.phases", str(place), out]
+        environment = os.environ | {"PIXELS_BATCH_FILES": str(files)}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

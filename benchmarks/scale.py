@@ -61,7 +61,7 @@ def make_pile(folder: Path, files: int, templates: int) -> None:
 
 
 class Watch(threading.Thread):
-    """Peak resident memory of a process and of its children, MiB, looked at ten times a second."""
+    """Peak resident memory of a process and of those that it starts, MiB, looked at ten times a second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -85,10 +85,12 @@ class Watch(threading.Thread):
 
 
 def _children(pid: int) -> list[int]:
+    """List the processes below this one: workers are children of the template from which they are forked."""
     try:
-        return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+        children = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     except OSError:
         return []
+    return [*children, *(below for child in children for below in _children(child))]
 
 
 def _peak(pid: int) -> float:

@@ -73,7 +73,8 @@ def _run(options: argparse.Namespace) -> int:
 def _long_import() -> Iterator[None]:
     """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later.
 
-    And without what libraries load only because it is installed, a fifth of all: pandas (pyarrow), rich (structlog), requests (pydicom).
+    And without what libraries load only because it is installed, a fifth of all: pandas (pyarrow), rich (structlog), requests (pydicom), pygments
+    (mako).
     """
     if "pixels_assets.runs" in sys.modules:
         yield
@@ -82,7 +83,7 @@ def _long_import() -> Iterator[None]:
 
     gc.disable()
     try:
-        with without("pandas", "rich", "requests"):
+        with without("pandas", "rich", "requests", "pygments"):
             yield
     finally:
         gc.enable()

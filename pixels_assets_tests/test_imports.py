@@ -25,7 +25,7 @@ import sys
 from pixels_assets.cli import _long_import
 with _long_import():
     import pixels_assets.runs
-assert not {"pandas", "rich", "requests"} & sys.modules.keys()
+assert not {"pandas", "rich", "requests", "pygments"} & sys.modules.keys()
 import requests
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,7 +33,7 @@ def test_the_share_of_a_batch_within_a_run_leaves_out_what_is_paid_once():
     assert (inside["start: imports"], inside["commit"], inside["reading (workers)"]) == (0.0, 0.5, 2.5)
     assert share(one["cpu"]) == pytest.approx(0.5)
     assert share(inside) == pytest.approx(1 / 6)
-    assert "50.0%" in table(one, inside)
+    assert "50.0%" in table({"alone": one["cpu"], "in a run": inside})
 
 
 def test_an_ingest_has_all_phases(tmp_path):

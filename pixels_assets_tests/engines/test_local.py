@@ -427,6 +427,7 @@ def test_workers_end_with_a_parent_that_was_killed_or_interrupted(tmp_path, numb
         while not workers:
             assert parent.poll() is None
             workers = workers_of(parent.pid)
+        workers |= templates_of(parent.pid)
         parent.send_signal(number)
         noise = parent.communicate()[1]
     deadline = time.monotonic() + 30

@@ -3,13 +3,16 @@
 Stands on the definitions; must not print or parse arguments.
 """
 
+import ctypes
 import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 
 import dagster as dg
+import pyarrow as pa
 
 from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.extractors import load_extractors
@@ -240,9 +243,17 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
                 say(f"batch {batch} ({number} of {len(pending)}): {ran.objects - before} objects in {time.monotonic() - started:.1f} s")
             else:
                 in_a_row += 1
+        _give_back_memory()
         if in_a_row == _FAILURES_IN_A_ROW:
             msg = f"{in_a_row} batches failed one after the other, the last because: {ran.failed[batch]}"
             raise PixelsError(msg)
+
+
+def _give_back_memory() -> None:
+    """Give back to the system what a batch took: hundreds of them leave holes that nothing fits into, and the process grows with each."""
+    pa.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) -> None:

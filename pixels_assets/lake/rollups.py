@@ -14,6 +14,9 @@ The rules, none of which looks at the order in which batches ran:
 Every rollup table remembers, in an application transaction, which version of `object_catalog` it reflects. An update reads the files that came and
 went since, computes the rows of the keys in them anew, and replaces these. When that version or a file of it is gone, everything is computed anew.
 A process that is killed between two tables leaves the later ones behind; the next update looks at what changed since each of their versions.
+
+Memory does not depend on how many rows there are: they are put aside by key and worked on in pieces (`pixels_assets.lake.pieces`). It does depend on
+the rows of a single key, as the `duplicates` of a million copies are one list, and on how many keys and paths a change concerns.
 """
 
 import shutil
@@ -51,7 +54,7 @@ from pixels_assets.lake.schema import (
 RULES = 2
 """Counts up when a rule changes: tables made by other rules are then made anew."""
 
-_ASIDE = "_aside"  # folder below the lake's root
+_ASIDE = "_aside"  # folder below the lake's root, of whoever holds the lock
 _ROWS_AT_ONCE = 10_000
 _OBJECTS_AT_ONCE = 512
 _GROUPS_AT_ONCE = 2_000

@@ -168,7 +168,7 @@ class _Stretch:
         writer = self.writers.get(table.name)
         if writer is None:
             name = f"{self.spec.attempt}-{self.shard.number:05d}-{self.count:05d}"
-            writer = self.writers[table.name] = PartWriter(self.spec.lake, table, self.spec.batch, name)
+            writer = self.writers[table.name] = PartWriter(self.spec.lake, table, self.spec.batch, name, sync=False)  # the engine does that
         writer.append(row)
 
     def close(self, files_done: int, after: str | None) -> Segment:

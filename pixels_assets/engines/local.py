@@ -21,7 +21,7 @@ from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_
 from pixels_assets.engines.shards import Answer, IndexSpec, Order, Segment, Shard, Tally, discard_attempt
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
-from pixels_assets.lake.parts import Part
+from pixels_assets.lake.parts import Part, PartSync
 from pixels_assets.settings import MIB
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class LocalEngine:
             Workers cannot be started, or die again and again without an object in hand.
         """
         tasks = deque(_Task(shard) for shard in sorted(shards, key=lambda shard: -shard.size))
-        outcome, indexed_before = Outcome(), 0
+        outcome, indexed_before, sync = Outcome(), 0, PartSync(spec.lake)
         if self._kept is None:
             self._kept = ExitStack()
             self._kept.enter_context(keep_workers())
@@ -231,6 +231,7 @@ class LocalEngine:
                     if isinstance(message, Segment):
                         task.files_done, task.after = message.files_done, message.after
                         outcome.add(message)
+                        sync.add(message.parts)
                         del task.ends[RESTING]  # it came further: what ended it at rest before was chance
                         continue
                     worker.task = None
@@ -251,7 +252,9 @@ class LocalEngine:
                     worker.watch(spec.settings.object_seconds)
                 if progress is not None:
                     progress(indexed_before + sum(worker.indexed for worker in self._pool))
+            sync.finish()
         except BaseException:
+            sync.abandon()
             self._close()
             discard_attempt(spec)
             raise

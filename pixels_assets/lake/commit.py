@@ -39,7 +39,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pixels_assets.errors import CommitConflictError, LakeError, UsageError
-from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_folder, validate_batch
+from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors, sync_path, validate_batch
 from pixels_assets.lake.schema import PARTITION, TABLES, Table
 
 __all__ = [
@@ -825,5 +825,5 @@ def _landed(lake: Path, table: Table, delta: DeltaTable, before: int, token: str
             # delta-rs does not wait for the disk. Without this a power cut could take a version that was reported as written.
             with (log / f"{version:020}.json").open("rb") as entry_file:
                 os.fsync(entry_file.fileno())
-            sync_folder(log)
+            sync_path(log)
     return version

@@ -38,7 +38,7 @@ from pydicom.datadict import dictionary_keyword, dictionary_VM, dictionary_VR
 from pixels_assets.dicom.json_reading import LARGE_BYTES, read_json
 from pixels_assets.errors import LakeError
 from pixels_assets.lake.commit import LOCK_SECONDS, open_table, table_lock
-from pixels_assets.lake.parts import lake_errors, sync_folder
+from pixels_assets.lake.parts import lake_errors, sync_path
 from pixels_assets.lake.schema import OBJECT_CATALOG, PARTITION
 
 logger = logging.getLogger(__name__)
@@ -907,7 +907,7 @@ def _commit(folder: Path, registry: Registry, batches: dict[str, dict[str, Any] 
             os.fsync(written.fileno())
         file.replace(folder / name)
     for parent in {(folder / name).parent for name in after - before}:
-        sync_folder(parent)
+        sync_path(parent)
     described = {
         "partition": registry.partition,
         "widened": registry.widened,
@@ -920,7 +920,7 @@ def _commit(folder: Path, registry: Registry, batches: dict[str, dict[str, Any] 
         file_.flush()
         os.fsync(file_.fileno())
     unfinished.replace(folder / MANIFEST)
-    sync_folder(folder)
+    sync_path(folder)
     _remove(folder, before - after)
 
 

@@ -13,7 +13,8 @@ import numbers
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,6 +44,7 @@ _UNFINISHED = ".tmp-"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
 _FIXED_BYTES = 8
+_SYNC_THREADS = 4
 _MAX_SHAPES = 500
 _FEW = 8
 _ONLY_TEXT = {str}
@@ -130,9 +132,49 @@ def lake_errors(action: str, path: object) -> Iterator[None]:
         raise lake_error(action, path, error) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+class PartSync:
+    """Makes parts survive a power cut, beside other work: workers need not wait for the disk.
+
+    Parameters
+    ----------
+    lake : Path
+    """
+
+    def __init__(self, lake: Path) -> None:
+        self._lake = lake
+        self._threads = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync")
+        self._files: list[tuple[Path, Future[None]]] = []
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """Begin with some parts."""
+        for part in parts:
+            path = self._lake / part.table / part.path
+            self._files.append((path, self._threads.submit(sync_path, path)))
+
+    def finish(self) -> None:
+        """Wait until all parts are safe, and their names.
+
+        Raises
+        ------
+        LakeError
+            The disk refused.
+        """
+        for path, file in self._files:
+            with lake_errors("write a part", path):
+                file.result()
+        for folder in {path.parent for path, _ in self._files}:
+            with lake_errors("write a part", folder):
+                sync_path(folder)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Leave it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def sync_path(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -156,6 +198,8 @@ class PartFile:
         Columns of which no values are expected: they are not compressed, which would be most of the work when many of a hundred columns are empty.
     few : collection of str
         Columns of which a few values are expected, again and again: their dictionary is all there is to store, and is not compressed either.
+    sync : bool
+        Let the closed file survive a power cut; False: `PartSync` does that.
 
     Raises
     ------
@@ -173,8 +217,9 @@ class PartFile:
         *,
         empty: Collection[str] = frozenset(),
         few: Collection[str] = frozenset(),
+        sync: bool = True,
     ) -> None:
-        self._table, self._schema = table, schema
+        self._table, self._schema, self._sync = table, schema, sync
         self._folder = lake / table.name if batch is None else lake / table.name / f"{PARTITION}={validate_batch(batch)}"
         self._final = self._folder / f"{name}-{secrets.token_hex(6)}.parquet"
         self._unfinished = self._folder / f"{_UNFINISHED}{self._final.name}"
@@ -186,7 +231,7 @@ class PartFile:
         with lake_errors(self._action, self._folder):
             if not self._folder.is_dir():
                 self._folder.mkdir(parents=True, exist_ok=True)
-                sync_folder(self._folder.parent)
+                sync_path(self._folder.parent)
             self._file: BinaryIO = self._unfinished.open("xb")
         self._writer = pq.ParquetWriter(
             self._file,
@@ -209,15 +254,17 @@ class PartFile:
                 self._bounds.setdefault(column, []).extend((min(present), max(present)))
 
     def close(self) -> Part:
-        """Finish the file and give it its name: from now on it is complete, also after a power cut."""
+        """Finish the file and give it its name: from now on it is complete."""
         with lake_errors(self._action, self._folder):
             self._writer.close()
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._sync:
+                os.fsync(self._file.fileno())
             self._file.close()
             size = self._unfinished.stat().st_size
             self._unfinished.replace(self._final)
-            sync_folder(self._folder)
+            if self._sync:
+                sync_path(self._folder)
         path = self._final.relative_to(self._folder.parent if self._table.partitioned else self._folder)
         return Part(self._table.name, path.as_posix(), size, self.rows, self._stats())
 
@@ -302,6 +349,8 @@ class PartWriter:
         A part is closed at this many rows.
     size : int
         A part is closed when the values of its text and binary columns reach this many bytes.
+    sync : bool
+        Let closed parts survive a power cut; False: `PartSync` does that.
 
     Raises
     ------
@@ -317,9 +366,9 @@ class PartWriter:
     ...     parts = writer.finish()
     """
 
-    def __init__(self, lake: Path, table: Table, batch: str, name: str, *, rows: int = 2000, size: int = 48 * MIB) -> None:
+    def __init__(self, lake: Path, table: Table, batch: str, name: str, *, rows: int = 2000, size: int = 48 * MIB, sync: bool = True) -> None:
         self._lake, self._table, self._batch, self._name = lake, table, validate_batch(batch), validate_batch(name)
-        self._limits = rows, size
+        self._limits, self._sync = (rows, size), sync
         self._schema, self._types, self._weighers, self._required = _layout(table)
         self._repeating = [item.name for item in table.columns if item.repeats and item.name in self._types and not pa.types.is_nested(item.type)]
         self._group_rows = GROUP_ROWS if any(map(pa.types.is_binary, self._types.values())) else rows
@@ -461,7 +510,8 @@ class PartWriter:
         if self._file is None:
             empty = {name for name, column in zip(self._types, columns, strict=True) if column.null_count == len(column)}
             few = {name for name in self._repeating if name in values and name not in empty and len(set(values[name])) <= _FEW}
-            self._file = PartFile(self._lake, self._table, self._batch, f"{self._name}-{self._count}", self._schema, empty=empty, few=few)
+            name = f"{self._name}-{self._count}"
+            self._file = PartFile(self._lake, self._table, self._batch, name, self._schema, empty=empty, few=few, sync=self._sync)
             self._count += 1
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows.clear()

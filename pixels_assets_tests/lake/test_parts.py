@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import pixels_assets
 from pixels_assets.errors import BatchError, LakeError
-from pixels_assets.lake.parts import GROUP_ROWS, PartWriter, _leaves, _upper_bound, microseconds, part_from_table, validate_batch
+from pixels_assets.lake.parts import GROUP_ROWS, PartSync, PartWriter, _leaves, _upper_bound, microseconds, part_from_table, validate_batch
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES
 
 ROOT = Path(pixels_assets.__file__).parents[1]
@@ -71,6 +71,21 @@ def test_parts_are_closed_at_the_row_limit_and_can_be_taken_as_they_close(tmp_pa
         (last,) = writer.finish()
     assert [number for number, count in enumerate(taken) if count] == [9, 19]
     assert last.rows == 5
+
+
+def test_parts_are_synced_beside_other_work_and_one_that_cannot_be_is_an_error(tmp_path) -> None:
+    parts = write_one(tmp_path, UNZIPPED_ARCHIVES, [member(number) for number in range(50)], rows=10, sync=False)
+    sync = PartSync(tmp_path)
+    sync.add(parts[:3])
+    sync.add(parts[3:])
+    sync.finish()
+    lost = tmp_path / parts[4].table / parts[4].path
+    lost.unlink()
+    sync = PartSync(tmp_path)
+    sync.add(parts)
+    with pytest.raises(LakeError, match=f"cannot write a part at {lost}: FileNotFoundError"):
+        sync.finish()
+    sync.abandon()
 
 
 def test_parts_are_closed_at_the_size_limit(tmp_path) -> None:

@@ -74,7 +74,11 @@ def test_parts_are_closed_at_the_row_limit_and_can_be_taken_as_they_close(tmp_pa
 
 
 def test_parts_are_synced_beside_other_work_and_one_that_cannot_be_is_an_error(tmp_path) -> None:
-    parts = write_one(tmp_path, UNZIPPED_ARCHIVES, [member(number) for number in range(50)], rows=10, sync=False)
+    with PartWriter(tmp_path, UNZIPPED_ARCHIVES, BATCH, "shard", rows=10, sync=False) as writer:
+        for number in range(50):
+            writer.append(member(number))
+        parts = writer.finish()
+    assert len(parts) == 5
     sync = PartSync(tmp_path)
     sync.add(parts[:3])
     sync.add(parts[3:])

@@ -37,9 +37,11 @@ main(*map(int, sys.argv[1:]))
 
 REQUEST = b"."
 """Sent to the template with the descriptors of a worker's connection, of the file behind its monitor, and of a pipe."""
-NUMBER = struct.Struct("q")
-"""What the template writes into that pipe: the worker's process id, or the negative number of the error that kept it from being made; once the worker
-has ended its exit code, or the negative number of the signal."""
+SAID = struct.Struct("qq")
+"""What is written into that pipe: one of the three words below, and a number."""
+BEGUN, REFUSED, ENDED = range(3)
+"""By the worker: its process id. By the template: the number of the error that kept it from making the worker; how it ended, as an exit code or the
+negative number of a signal."""
 
 
 class State(NamedTuple):
@@ -197,6 +199,7 @@ class ForkedProcess:
         self.template = template
         self._pipe = pipe
         self._pid = 0
+        self._lock = threading.Lock()
         self.returncode: int | None = None
 
     @property
@@ -250,20 +253,21 @@ class ForkedProcess:
         while self.returncode is None:
             if not select.select([self._pipe], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
                 return None
-            try:
-                said = os.read(self._pipe, NUMBER.size)
-            except BlockingIOError:  # another thread was quicker
-                continue
-            if not said:  # the template is gone, which takes its workers along
-                self.returncode = self.template.process.wait()
-            elif self._pid:
-                self.returncode = NUMBER.unpack(said)[0]
-            else:
-                self._pid = NUMBER.unpack(said)[0]
-                if self._pid < 0:
-                    number, self._pid, self.returncode = -self._pid, 0, 1
-                    raise _not_started(OSError(number, os.strerror(number)))
+            with self._lock, suppress(BlockingIOError):  # another thread was quicker
+                self._take(os.read(self._pipe, SAID.size))
         return self.returncode
+
+    def _take(self, said: bytes) -> None:
+        if not said:  # the template is gone, which takes its workers along
+            self.returncode = self.template.process.wait()
+            return
+        what, number = SAID.unpack(said)
+        if what == BEGUN:
+            self._pid = number
+        else:
+            self.returncode = number
+        if what == REFUSED:
+            raise _not_started(OSError(number, os.strerror(number)))
 
 
 def _not_started(error: OSError) -> WorkerError:

@@ -3,8 +3,8 @@
 Holds the template's side of the conversation. Must never touch an object's bytes, since whatever is in it is in every worker, and must not start a
 thread, since a fork takes only the one that asks for it.
 
-The parent sends a request with three file descriptors: the worker's connection, the file behind its monitor, and a pipe. Into the pipe the template
-writes two numbers: the worker's process id (negative: the number of the error that kept it from being made), and once it has ended how it ended.
+The parent sends a request with three file descriptors: the worker's connection, the file behind its monitor, and a pipe, through which it hears when
+the worker begins and how it ends (`pixels_assets.engines.processes`).
 """
 
 import errno
@@ -19,7 +19,7 @@ import traceback
 from contextlib import suppress
 
 from pixels_assets.engines import worker
-from pixels_assets.engines.processes import NUMBER, REQUEST
+from pixels_assets.engines.processes import BEGUN, ENDED, REFUSED, REQUEST, SAID
 from pixels_assets.imports import Absent
 
 _ORPHANED_MS = 1000
@@ -64,6 +64,7 @@ def main(parent: int, control_fd: int) -> None:
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _tell(pipe, BEGUN, os.getpid())  # an object may be in hand before the template has its next turn
                 for descriptor in (control_fd, awake, wake, pipe, *pipes.values()):
                     os.close(descriptor)
                 _work(own_pid, connection, monitor)
@@ -74,21 +75,18 @@ def main(parent: int, control_fd: int) -> None:
 
 
 def _fork(pipe: int) -> int | None:
-    """Fork and tell the parent what came of it."""
+    """Fork; None when the system refuses, which the parent is told."""
     try:
-        pid = os.fork()
+        return os.fork()
     except OSError as error:
-        _tell(pipe, -(error.errno or errno.EAGAIN))
+        _tell(pipe, REFUSED, error.errno or errno.EAGAIN)
         os.close(pipe)
         return None
-    if pid:
-        _tell(pipe, pid)
-    return pid
 
 
-def _tell(pipe: int, number: int) -> None:
+def _tell(pipe: int, what: int, number: int) -> None:
     with suppress(OSError):  # nobody may want to know
-        os.write(pipe, NUMBER.pack(number))
+        os.write(pipe, SAID.pack(what, number))
 
 
 def _reap(pipes: dict[int, int]) -> None:
@@ -97,7 +95,7 @@ def _reap(pipes: dict[int, int]) -> None:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             pipe = pipes.pop(pid)
-            _tell(pipe, os.waitstatus_to_exitcode(status))
+            _tell(pipe, ENDED, os.waitstatus_to_exitcode(status))
             os.close(pipe)
 
 

@@ -268,25 +268,22 @@ def test_a_file_is_refused_as_a_whole_when_refusing_a_member_did_not_help_and_th
         _blame(task, end_of(8))
 
 
-def test_workers_that_die_at_rest_end_the_run_with_an_error(tmp_path):
-    done = threading.Event()
-    killed = set()
-
-    def kill_newborn():
-        while not done.wait(0.001):
-            for child in children() - killed:
-                killed.add(child)
-                os.kill(child, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill_newborn)
-    thread.start()
-    try:
-        with LocalEngine(2) as engine, pytest.raises(WorkerError, match="no object in hand, the last with signal_kill"):
-            engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path))
-    finally:
-        done.set()
-        thread.join()
-    assert len(killed) == 3
+def test_workers_that_die_at_rest_end_the_run_with_an_error(tmp_path, monkeypatch):
+    born = tmp_path / "born"
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+            import os, signal
+            def die():
+                with open({str(born)!r}, "a") as file:
+                    file.write("one\\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.register_at_fork(after_in_child=die)
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with LocalEngine(2) as engine, pytest.raises(WorkerError, match="no object in hand, the last with signal_kill"):
+        engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path))
+    assert born.read_text().count("one") == 3
     assert not children()
 
 
@@ -516,7 +513,7 @@ def test_workers_get_the_environment_of_the_moment_in_which_they_are_started(tmp
 
 def test_a_worker_that_the_system_refuses_is_an_error_that_says_what_to_do():
     ours, theirs = os.pipe()
-    os.write(theirs, processes.NUMBER.pack(-errno.EAGAIN))
+    os.write(theirs, processes.SAID.pack(processes.REFUSED, errno.EAGAIN))
     os.close(theirs)
     refused = processes.ForkedProcess(processes._Template(dict(os.environ)), ours)
     with pytest.raises(WorkerError, match="cannot start a worker process: Resource temporarily unavailable; check memory, disk and process limits"):

@@ -22,7 +22,6 @@ from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
 from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.settings import MIB, Limits, Settings
-from pixels_assets_tests.commands import workers_of
 
 CT = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
 MR = Path(str(get_testdata_file("MR_small.dcm"))).read_bytes()
@@ -421,10 +420,10 @@ def test_the_debug_log_tells_what_became_of_each_object_and_no_name_or_value(tmp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_indexing_needs_neither_dagster_nor_delta_nor_polars(tmp_path):
-    files, before = written(tmp_path / "in", a=CT), workers_of("self")
+    files = written(tmp_path / "in", a=CT)
     with LocalEngine(1) as engine:
         engine.run([Shard(0, tuple(files))], spec_of(tmp_path))
-        (pid,) = workers_of("self") - before
-        maps = Path(f"/proc/{pid}/maps").read_text()
+        (worker,) = engine._pool
+        maps = Path(f"/proc/{worker.process.pid}/maps").read_text()
     assert "pyarrow" in maps
     assert not re.search(r"deltalake|polars|dagster|pandas", maps)

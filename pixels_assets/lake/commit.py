@@ -823,7 +823,6 @@ def _landed(lake: Path, table: Table, delta: DeltaTable, before: int, token: str
             logger.warning("%s: version %d was written, but what follows a commit failed: %s", table.name, version, type(error).__name__)
         with suppress(OSError):
             # delta-rs does not wait for the disk. Without this a power cut could take a version that was reported as written.
-            with (log / f"{version:020}.json").open("rb") as entry_file:
-                os.fsync(entry_file.fileno())
+            sync_path(log / f"{version:020}.json")
             sync_path(log)
     return version

@@ -239,6 +239,7 @@ class _Update:
     def __init__(self, lake: Path, catalog: DeltaTable, change: _Change | None, run_id: str) -> None:
         self._lake, self._catalog, self._change, self._run_id = lake, catalog, change, run_id
         self._marks = {_mark(catalog): catalog.version()}
+        self._by_path = stored_files(lake, OBJECT_CATALOG, catalog, "path")
         self._beside = {table.name: stored_files(lake, table, open_table(lake, table.name), "path") for table in (THUMBNAILS, DICOM_METADATA)}
         self._conflicts = self._aside("conflicts", [PARTITION, "path"])
         self._found = self._aside("findings", FINDINGS.key)
@@ -338,9 +339,8 @@ class _Update:
     def _middles(self, series: pl.DataFrame) -> pl.DataFrame:
         """Thumbnail of the middle image of each series."""
         chosen = series.select(*SERIES.key, "representative_path", "mime").drop_nulls("representative_path")
-        files = stored_files(self._lake, OBJECT_CATALOG, self._catalog, "path")
         paths = chosen.select(path="representative_path")
-        images = all_rows(OBJECT_CATALOG, files, paths, [pl.col("path").alias("representative_path"), "thumbnail"])
+        images = all_rows(OBJECT_CATALOG, self._by_path, paths, [pl.col("path").alias("representative_path"), "thumbnail"])
         return chosen.join(images.drop_nulls(), on="representative_path", how="inner")
 
     def _from_below(self, level: str, table: Table, keys: pl.DataFrame) -> pl.DataFrame:
@@ -370,7 +370,7 @@ class _Update:
 
     def _findings(self) -> Iterator[pl.DataFrame]:
         """Make the findings on single objects, then give those that groups came to on the way."""
-        files, wanted = stored_files(self._lake, OBJECT_CATALOG, self._catalog, "path"), ds.field("status") == Status.INDEXED.value
+        files, wanted = self._by_path, ds.field("status") == Status.INDEXED.value
         if self._change is not None:
             files, wanted = holding(OBJECT_CATALOG, files, self._change.paths), wanted & ds.field("path").isin(self._change.paths["path"].to_arrow())
         for file in files:

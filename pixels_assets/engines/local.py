@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_back, keep_workers, take_worker
+from pixels_assets.engines.processes import RESTING, State, WorkerProcess, give_back, keep_template, take_worker
 from pixels_assets.engines.shards import Answer, IndexSpec, Order, Segment, Shard, Tally, discard_attempt
 from pixels_assets.errors import WorkerError
 from pixels_assets.intake.objects import Failure, Status, row_id
@@ -216,7 +216,7 @@ class LocalEngine:
         outcome, indexed_before, sync = Outcome(), 0, PartSync(spec.lake)
         if self._kept is None:
             self._kept = ExitStack()
-            self._kept.enter_context(keep_workers())
+            self._kept.enter_context(keep_template())
         for worker in self._pool:
             worker.start_counting()
         try:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -323,7 +323,8 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.waiting: list[WorkerProcess] = []
-        self.holders = 0
+        self.holders = 0  # of those that wait
+        self._users = 0
         self._template: _Template | None = None
         self._lock = threading.RLock()
 
@@ -350,22 +351,28 @@ class _Keeper:
             template.workers -= 1
             self._end_unused(template)
 
-    def hold(self) -> None:
-        """Keep template and processes until `release`."""
+    @contextmanager
+    def hold(self, *, spares: bool) -> Iterator[None]:
+        """Keep the template, and if asked for processes that wait, until all who hold them have left their blocks."""
         with self._lock:
-            self.holders += 1
+            self._users += 1
+            self.holders += spares
+        try:
+            yield
+        finally:
+            self._release(spares=spares)
 
-    def release(self) -> None:
-        """Let both go, unless others hold them."""
+    def _release(self, *, spares: bool) -> None:
         with self._lock:
-            self.holders -= 1
+            self._users -= 1
+            self.holders -= spares
             while self.waiting and not self.holders:
                 self.waiting.pop().close()
             if self._template is not None:
                 self._end_unused(self._template)
 
     def _end_unused(self, template: _Template) -> None:
-        if template.workers or (template is self._template and self.holders):
+        if template.workers or (template is self._template and self._users):
             return
         template.close()
         if template is self._template:
@@ -375,14 +382,14 @@ class _Keeper:
 _keeper = _Keeper()
 
 
-@contextmanager
-def keep_workers() -> Iterator[None]:
+def keep_workers() -> AbstractContextManager[None]:
     """Let processes of an engine that is left within the block wait for the next one, so that batches in a row pay for their start once."""
-    _keeper.hold()
-    try:
-        yield
-    finally:
-        _keeper.release()
+    return _keeper.hold(spares=True)
+
+
+def keep_template() -> AbstractContextManager[None]:
+    """Let workers that are started within the block be forked from the same process, also when no other one lives at that moment."""
+    return _keeper.hold(spares=False)
 
 
 def start_workers(count: int, worker_bytes: int) -> None:
@@ -419,5 +426,9 @@ def take_worker(worker_bytes: int) -> WorkerProcess:
 
 
 def give_back(workers: list[WorkerProcess]) -> None:
-    """Take back processes that are at rest; within `keep_workers` only."""
-    _keeper.waiting += workers
+    """Take back processes that are at rest: they wait for the next engine within `keep_workers`, and end outside of it."""
+    if _keeper.holders:
+        _keeper.waiting += workers
+        return
+    for worker in workers:
+        worker.close()

@@ -12,12 +12,12 @@ lies, and its JSON stays in pieces until the whole object's is joined.
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from math import isfinite
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 from pydicom import Dataset, config
@@ -62,6 +62,7 @@ _long = struct.Struct("<L").unpack_from
 
 _TRANSFER_SYNTAX_UID, _PIXEL_REPRESENTATION = 0x00020010, 0x00280103
 _BEFORE_PIXELS, _LAST_TAG = 0x7FE00007, 0xFFFDFFFF
+_OF_ONE_OBJECT = frozenset({0x00020003, 0x00080018})  # its UIDs: no other file has them, so they are not remembered
 _BEFORE_CHARSET = frozenset({-1, 0x00080000, 0x00080001})
 _ATTRIBUTES: dict[int, list[Attribute]] = {}  # of the top level, by tag
 _WITHIN: dict[int, list[Attribute]] = {}  # by the tag of the sequence whose items hold them
@@ -75,6 +76,7 @@ for _attribute in ATTRIBUTES:
         _ATTRIBUTES.setdefault(_attribute.tag, []).append(_attribute)
 _INNER = {attribute.tag for attributes in _WITHIN.values() for attribute in attributes} | set(_GATHERED)
 _VALUED = frozenset(_ATTRIBUTES) | frozenset(_WITHIN) | _INNER
+_NOTHING: Final[Mapping[Any, Any]] = {}
 _NO_VALUES: Final[dict[str, object]] = dict.fromkeys(attribute.keyword for attribute in ATTRIBUTES)
 # Outside of group 0028: SOP Class UID, pixel spacings, maximum of a segmentation, presentation shape, functional groups, offset tables.
 _DESCRIBING = frozenset({0x00080016, 0x00181164, 0x00182010, 0x0062000E, 0x20500020, 0x52009229, 0x52009230, 0x7FE00001, 0x7FE00002})
@@ -107,24 +109,36 @@ class Pixels(NamedTuple):
 # -------------------------------------------------------------------------------------------------------------------------- what is remembered
 
 
-@dataclass(slots=True)
-class _Effect:
-    """What an element does beside its text in the JSON.
+class _Effect(NamedTuple):
+    """What an element does beside its text in the JSON; most elements do little, so there is one for each that does and nothing is changed later.
 
     Parameters
     ----------
-    values, value_notes : dict
+    values, value_notes : mapping
         Typed values, and what was odd about them, by keyword.
     notes : list of str
-    described : dict
+    described : mapping
         What describes the pixel data.
-    inner : dict of int to list
+    inner : mapping of int to list
         Values of an element of an item that columns are made of, by its tag.
-    gathered : dict of int to list
+    gathered : mapping of int to list
         Values of such elements within a sequence, by tag, in the order of `pixels_assets.dicom.values.gathered`.
     is_rare : bool
         Whether it has notes or gathered values.
     """
+
+    values: Mapping[str, object] = _NOTHING
+    notes: Sequence[str] = ()
+    value_notes: Mapping[str, str] = _NOTHING
+    described: Mapping[int, tuple[str, bytes]] = _NOTHING
+    inner: Mapping[int, list[object]] = _NOTHING
+    gathered: Mapping[int, list[object]] = _NOTHING
+    is_rare: bool = False
+
+
+@dataclass(slots=True)
+class _Draft:
+    """An effect in the making."""
 
     values: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -132,25 +146,25 @@ class _Effect:
     described: Described = field(default_factory=dict)
     inner: dict[int, list[object]] = field(default_factory=dict)
     gathered: dict[int, list[object]] = field(default_factory=dict)
-    is_rare: bool = False
 
-    def __bool__(self) -> bool:
-        return bool(self.values or self.notes or self.value_notes or self.described or self.inner or self.gathered)
+    def sealed(self) -> _Effect | None:
+        """Give the effect; None when there is none."""
+        if not (self.values or self.notes or self.value_notes or self.described or self.inner or self.gathered):
+            return None
+        is_rare = bool(self.notes or self.value_notes or self.gathered)
+        return _Effect(self.values, self.notes, self.value_notes, self.described, self.inner, self.gathered, is_rare)
 
-    def sealed(self) -> "_Effect":
-        self.is_rare = bool(self.notes or self.value_notes or self.gathered)
-        return self
-
-    def gather(self, values: dict[int, list[object]]) -> None:
+    def gather(self, values: Mapping[int, list[object]]) -> None:
         for tag, found in values.items():
             self.gathered.setdefault(tag, []).extend(found)
 
-    def add(self, other: "_Effect") -> None:
-        self.gather(other.gathered)
+    def add(self, other: _Effect) -> None:
         self.values.update(other.values)
-        self.notes += other.notes
-        self.value_notes.update(other.value_notes)
         self.described.update(other.described)
+        if other.is_rare:
+            self.gather(other.gathered)
+            self.notes += other.notes
+            self.value_notes.update(other.value_notes)
 
 
 class _Entry:
@@ -176,7 +190,7 @@ class _Entry:
     __slots__ = ("after", "effect", "is_kept", "run", "tag", "text")
 
     def __init__(self, tag: int, text: str, effect: _Effect | None = None, after: "_Context | None" = None, *, is_kept: bool = True) -> None:
-        self.tag, self.text, self.effect, self.after, self.is_kept = tag, text, effect.sealed() if effect else None, after, is_kept
+        self.tag, self.text, self.effect, self.after, self.is_kept = tag, text, effect, after, is_kept
         self.run: _Run | bool | None = None
 
 
@@ -200,11 +214,11 @@ class _Run:
         self.data, self.entries, self.stops, self.contexts = data, entries, stops, contexts
         self.text = ",".join([entry.text for entry in entries if entry.text])
         self.last, self.context = entries[-1].tag, contexts[-1]
-        effect = _Effect()
+        draft = _Draft()
         for entry in entries:
             if entry.effect is not None:
-                effect.add(entry.effect)
-        self.effect = effect.sealed() if effect else None
+                draft.add(entry.effect)
+        self.effect = draft.sealed()
 
     def begin(self, data: bytes, start: int) -> "_Run | bool":
         """Shorten it to the elements that also stand at `start` of other bytes; False when there are none."""
@@ -612,15 +626,15 @@ class HeaderParser:
             return entry
         if not _is_sequence(context, tag, vr, length):
             return _convert(context, tag, vr, self._data[start:stop], path)
-        pieces, effect, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
+        pieces, draft, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
         texts += pieces
-        return self._sequence_entry(context, tag, "", effect, start, stop, depth)
+        return self._sequence_entry(context, tag, "", draft, start, stop, depth)
 
     def _new(self, context: _Context, tag: int, vr: bytes | None, raw: bytes, start: int, stop: int, path: str, depth: int) -> _Entry:
         """Make the entry of an element of defined length that was not met before, and remember it."""
         if start != stop and _is_sequence(context, tag, vr, stop - start):
-            pieces, effect, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
-            entry = self._sequence_entry(context, tag, ",".join(pieces), effect, start, stop, depth)
+            pieces, draft, _ = self._items(context, tag, start, stop, f"{path}{tag:08X}/", depth + 1, is_delimited=False)
+            entry = self._sequence_entry(context, tag, ",".join(pieces), draft, start, stop, depth)
         else:
             entry = _convert(context, tag, vr, self._data[start:stop], path)
         if entry.is_kept:
@@ -638,33 +652,33 @@ class HeaderParser:
             known = _public_vr(tag) if vr is None else ""
             if known != "SQ" and (known is not None or not self._data.startswith(_ITEM, start)):
                 raise UnusualHeader
-        pieces, effect, stop = self._items(context, tag, start, end, f"{path}{tag:08X}/", depth + 1, is_delimited=True)
+        pieces, draft, stop = self._items(context, tag, start, end, f"{path}{tag:08X}/", depth + 1, is_delimited=True)
         if stop - position > _MAX_KEY_BYTES:
             texts += pieces
-            return self._sequence_entry(context, tag, "", effect, start, stop, depth), stop, False
+            return self._sequence_entry(context, tag, "", draft, start, stop, depth), stop, False
         raw = self._data[position:stop]
         met = context.memo.get(raw)
         if met is not None:
             return met, stop, True
-        entry = self._sequence_entry(context, tag, ",".join(pieces), effect, start, stop, depth)
+        entry = self._sequence_entry(context, tag, ",".join(pieces), draft, start, stop, depth)
         if entry.is_kept:
             _memory.keep(context, raw, entry)
         return entry, stop, False
 
-    def _sequence_entry(self, context: _Context, tag: int, text: str, effect: _Effect, start: int, stop: int, depth: int) -> _Entry:
+    def _sequence_entry(self, context: _Context, tag: int, text: str, draft: _Draft, start: int, stop: int, depth: int) -> _Entry:
         if tag in (_INNER if context.kind == "item" else _ATTRIBUTES):
             raise UnusualHeader
-        _describe(context, tag, "SQ", self._data[start:stop] if context.kind == "top" and _describes(tag) else b"", effect)
+        _describe(context, tag, "SQ", self._data[start:stop] if context.kind == "top" and _describes(tag) else b"", draft)
         # The path to what is in the top level's sequences is always the same.
-        return _Entry(tag, text, effect, is_kept=depth == 0 or '"BulkDataURI"' not in text)
+        return _Entry(tag, text, draft.sealed(), is_kept=depth == 0 or '"BulkDataURI"' not in text)
 
     def _items(
         self, context: _Context, tag: int, position: int, end: int, path: str, depth: int, *, is_delimited: bool
-    ) -> tuple[list[str], _Effect, int]:
+    ) -> tuple[list[str], _Draft, int]:
         """Read the items of a sequence, DICOM PS3.5 7.5; give its JSON, key included, as pieces for commas, their effects and where they stop."""
         if depth > MAX_DEPTH:
             raise UnusualHeader
-        data, effect, pieces, count = self._data, _Effect(), list[str](), 0
+        data, draft, pieces, count = self._data, _Draft(), list[str](), 0
         while is_delimited or position < end:
             head = data[position : position + 8]
             if is_delimited and head == _SEQUENCE_END:
@@ -677,14 +691,14 @@ class HeaderParser:
             first = len(pieces)
             item_path = f"{path}{count}/"
             if length == UNDEFINED_LENGTH:
-                position = self._item(context.item(), position, end, item_path, depth, pieces, effect)
+                position = self._item(context.item(), position, end, item_path, depth, pieces, draft)
                 if data[position : position + 8] != _ITEM_END:
                     raise self._cut() if position + 8 > len(data) else UnusualHeader
                 position += 8
             else:
                 if position + length > end:
                     raise self._cut() if end == len(data) else UnusualHeader
-                if self._item(context.item(), position, position + length, item_path, depth, pieces, effect) != position + length:
+                if self._item(context.item(), position, position + length, item_path, depth, pieces, draft) != position + length:
                     raise UnusualHeader
                 position += length
             count += 1
@@ -695,17 +709,17 @@ class HeaderParser:
                 pieces[-1] += "}"
         if depth == 1 and tag in _WITHIN and context.kind == "top":
             for attribute in _WITHIN[tag]:
-                _type_value(attribute, effect.inner.get(attribute.tag, []), effect)
-        effect.inner = {}
+                _type_value(attribute, draft.inner.get(attribute.tag, []), draft)
+        draft.inner = {}
         key = f'"{tag:08X}":{{"vr":"SQ","Value":['
         if count:
             pieces[0] = key + pieces[0]
             pieces[-1] += "]}"
         else:
             pieces.append(key + "]}")
-        return pieces, effect, position
+        return pieces, draft, position
 
-    def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], effect: _Effect) -> int:
+    def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], draft: _Draft) -> int:
         """Read the elements of an item up to its end or delimiter, and return where that is."""
         data, last = self._data, -1
         nested: list[_Effect] = []
@@ -745,20 +759,20 @@ class HeaderParser:
             if entry.text:
                 texts.append(entry.text)
             if entry.effect is not None:
-                effect.notes += entry.effect.notes
+                draft.notes += entry.effect.notes
                 if entry.effect.gathered:
                     nested.append(entry.effect)
                 for inner, values in entry.effect.inner.items():
-                    effect.inner.setdefault(inner, []).extend(values)
+                    draft.inner.setdefault(inner, []).extend(values)
                     if inner in _GATHERED:
-                        effect.gather({inner: values})
+                        draft.gather({inner: values})
             if entry.after is not None:
                 if tag == SPECIFIC_CHARACTER_SET and last not in _BEFORE_CHARSET:
                     raise UnusualHeader
                 context = entry.after
             last, position = tag, stop
         for one in nested:
-            effect.gather(one.gathered)
+            draft.gather(one.gathered)
         return position
 
 
@@ -845,8 +859,7 @@ def _bulk(context: _Context, tag: int, vr: bytes | None, data: bytes, start: int
     if length > _DEFER_BYTES and vr in _UNWRITTEN and _resolve(context, tag, vr, length) != name:
         raise UnusualHeader
     key = f"{tag:08X}"
-    effect = _Effect()
-    _describe(context, tag, name, data[start:stop] if context.kind == "top" and _describes(tag) else b"", effect)
+    effect = _Effect(described={tag: (name, data[start:stop])}) if context.kind == "top" and _describes(tag) else None
     return _Entry(tag, f'"{key}":{reference(name, path + key)}', effect, is_kept=False)
 
 
@@ -854,9 +867,9 @@ def _describes(tag: int) -> bool:
     return tag >> 16 == 0x0028 or tag in _DESCRIBING
 
 
-def _describe(context: _Context, tag: int, vr: str, value: bytes, effect: _Effect) -> None:
+def _describe(context: _Context, tag: int, vr: str, value: bytes, draft: _Draft) -> None:
     if context.kind == "top" and _describes(tag):
-        effect.described[tag] = vr, value
+        draft.described[tag] = vr, value
 
 
 class _Plan(NamedTuple):
@@ -866,6 +879,7 @@ class _Plan(NamedTuple):
     vr: str
     key: str
     attributes: list[Attribute]
+    is_kept: bool
 
 
 def _plan(context: _Context, tag: int, vr: bytes | None) -> _Plan | None:
@@ -876,8 +890,9 @@ def _plan(context: _Context, tag: int, vr: bytes | None) -> _Plan | None:
     if convert is None or is_creator or _describes(tag) or tag in _WITHIN or tag in (SPECIFIC_CHARACTER_SET, _TRANSFER_SYNTAX_UID):
         return None
     if context.kind == "item":
-        return None if tag in _INNER else _Plan(convert, name, f'"{tag:08X}":', [])
-    return _Plan(convert, name, f'"{tag:08X}":', _ATTRIBUTES.get(tag, []) if context.kind == "top" else [])
+        return None if tag in _INNER else _Plan(convert, name, f'"{tag:08X}":', [], is_kept=True)
+    attributes = _ATTRIBUTES.get(tag, []) if context.kind == "top" else []
+    return _Plan(convert, name, f'"{tag:08X}":', attributes, is_kept=tag not in _OF_ONE_OBJECT)
 
 
 def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
@@ -890,13 +905,20 @@ def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: 
     if plan and value:
         converted = plan.convert(plan.vr, value, context.is_plain)
         if converted is not None:
-            effect = None
-            if plan.attributes:
-                effect = _Effect()
-                for attribute in plan.attributes:
-                    _type_value(attribute, converted[1], effect)
-            return _Entry(tag, plan.key + converted[0], effect)
+            effect = _plain_effect(plan.attributes, converted[1]) if plan.attributes else None
+            return _Entry(tag, plan.key + converted[0], effect, is_kept=plan.is_kept)
     return _convert_unplanned(context, tag, vr, value, path)
+
+
+def _plain_effect(attributes: list[Attribute], value: object) -> _Effect | None:
+    """Give what a value does that only columns are made of."""
+    try:
+        return _Effect({attribute.keyword: typed_value(attribute.kind, value) for attribute in attributes})
+    except Exception:  # it does not fit one of them
+        draft = _Draft()
+        for attribute in attributes:
+            _type_value(attribute, value, draft)
+        return draft.sealed()
 
 
 def _convert_unplanned(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
@@ -906,47 +928,47 @@ def _convert_unplanned(context: _Context, tag: int, vr: bytes | None, value: byt
     converter = _CONVERTERS.get(name) if value and tag not in _LUT_DESCRIPTOR_TAGS else None
     found = None if converter is None else converter(name, value, context.is_plain)
     key = f"{tag:08X}"
-    effect = _Effect()
+    draft = _Draft()
     if name in BINARY_VRS and value:
         text = binary(name, value, path + key, always=tag in PIXEL_TAGS)
         found = text, value
     if found is None:
-        made = _by_pydicom(context, tag, vr, value, path + key, effect)
+        made = _by_pydicom(context, tag, vr, value, path + key, draft)
         text = "" if made is None else f'"{key}":{made}'
     else:
         text = f'"{key}":{found[0]}'
-        _take_value(context, tag, found[1], effect)
+        _take_value(context, tag, found[1], draft)
         if tag == _TRANSFER_SYNTAX_UID and context.kind == "meta":
             if name != "UI" or not found[1]:
                 raise UnusualHeader
-            effect.values["TransferSyntaxUID"] = found[1]
+            draft.values["TransferSyntaxUID"] = found[1]
     if text:
-        _describe(context, tag, text[18:20], value, effect)
-    return _Entry(tag, text, effect, _after(context, tag, vr, value), is_kept='"BulkDataURI"' not in text)
+        _describe(context, tag, text[18:20], value, draft)
+    return _Entry(tag, text, draft.sealed(), _after(context, tag, vr, value), is_kept='"BulkDataURI"' not in text)
 
 
-def _take_value(context: _Context, tag: int, value: object, effect: _Effect) -> None:
+def _take_value(context: _Context, tag: int, value: object, draft: _Draft) -> None:
     """Make columns of the value of an element, or let the sequence around it do so."""
     if context.kind == "top":
         for attribute in _ATTRIBUTES.get(tag, ()):
-            _type_value(attribute, value, effect)
+            _type_value(attribute, value, draft)
     elif context.kind == "item" and tag in _INNER:
-        effect.inner[tag] = list(value) if isinstance(value, MultiValue | list) else [value]
+        draft.inner[tag] = list(value) if isinstance(value, MultiValue | list) else [value]
 
 
-def _type_value(attribute: Attribute, value: object, effect: _Effect) -> None:
+def _type_value(attribute: Attribute, value: object, draft: _Draft) -> None:
     try:
-        effect.values[attribute.keyword] = typed_value(attribute.kind, value)
+        draft.values[attribute.keyword] = typed_value(attribute.kind, value)
     except Exception:  # it does not fit
-        _note_value(attribute, effect)
+        _note_value(attribute, draft)
 
 
-def _note_value(attribute: Attribute, effect: _Effect) -> None:
+def _note_value(attribute: Attribute, draft: _Draft) -> None:
     if attribute.kind not in PARTS:
-        effect.value_notes[attribute.keyword] = f"value_not_{attribute.kind}: {attribute.keyword}"
+        draft.value_notes[attribute.keyword] = f"value_not_{attribute.kind}: {attribute.keyword}"
 
 
-def _by_pydicom(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str, effect: _Effect) -> str | None:
+def _by_pydicom(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str, draft: _Draft) -> str | None:
     """Let pydicom convert an element, in a data set that holds nothing else but what its meaning may depend on."""
     if tag == _TRANSFER_SYNTAX_UID and context.kind == "meta":
         raise UnusualHeader
@@ -956,15 +978,15 @@ def _by_pydicom(context: _Context, tag: int, vr: bytes | None, value: bytes, pat
         text = element_text(dataset, raw.tag, raw, notes, path, 0)
         if notes.caught:
             raise UnusualHeader
-        effect.notes += notes.words()
+        draft.notes += notes.words()
         if (context.kind == "top" and tag in _ATTRIBUTES) or (context.kind == "item" and tag in _INNER):
             try:
-                _take_value(context, tag, dataset[raw.tag].value, effect)
+                _take_value(context, tag, dataset[raw.tag].value, draft)
             except Exception:  # pydicom cannot convert it
                 if context.kind == "item":
                     raise UnusualHeader from None
                 for attribute in _ATTRIBUTES[tag]:
-                    _note_value(attribute, effect)
+                    _note_value(attribute, draft)
             if notes.caught:
                 raise UnusualHeader
     try:

@@ -97,7 +97,8 @@ def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
     listed, objects, errors = 0, 0, 0
     with keep_workers():
         start_workers(CORES, settings.worker_bytes)  # they get ready while this process loads what it needs
-        import polars as pl  # noqa: F401 - before the next line, as the command does it
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # this and the next two lines as the command does it
+        import polars as pl  # noqa: F401
 
         from pixels_assets.imports import Absent, without
 

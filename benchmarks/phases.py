@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import write_headers, write_images
+from pixels_assets.engines.processes import LOADING
 
 ORCHESTRATION = ("start: imports", "start: workers", "Dagster", "commit")
 WORK = ("listing", "reading (workers)", "reading (parent)", "rows", "checks", "hierarchy", "headers")
@@ -89,8 +89,7 @@ def _cpu(pid: int) -> float:
 def _worker_start() -> float:
     """CPU seconds that loading what workers need takes; they are forked from the process that has."""
     before = os.times()
-    code = "import sys; sys.modules['requests'] = sys.modules['tqdm'] = None; import pixels_assets.engines.template"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
+    subprocess.run([sys.executable, "-P", "-c", LOADING], check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -174,6 +173,8 @@ def compare(folder: Path, files: int, batches: int = 3) -> dict[str, Any]:
     dict
         What `measure` found as ``alone``, ``several`` and ``images``; ``columns`` for `table`.
     """
+    from benchmarks.data import write_headers, write_images  # not in the process that is measured, which would load it for nothing
+
     for count in (1, batches):
         write_headers(folder / f"batches{count}", files * count)
     full = len(write_images(folder / "images", files))  # as many in each transfer syntax

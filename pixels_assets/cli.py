@@ -74,11 +74,12 @@ def _long_import() -> Iterator[None]:
     """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later.
 
     And without what libraries load only because it is installed, a fifth of all: pandas (pyarrow), rich (structlog), requests (pydicom), pygments
-    (mako).
+    (mako). numpy's linear algebra, of which nothing here makes use, starts no threads, which would wait in a loop.
     """
     if "pixels_assets.runs" in sys.modules:
         yield
         return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import polars as pl  # noqa: F401 - asks whether there is pandas, and would not take no for an answer
 
     gc.disable()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 
 import dagster as dg
 import pyarrow as pa
@@ -39,7 +40,7 @@ Say = Callable[[str], None]
 _FEW_FILES = 16  # one process reads them before a second one is ready
 _FAILURES_IN_A_ROW = 3
 _INTERRUPTS = (dg.DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
-_prepared: dict[tuple[Settings, str], dg.JobDefinition] = {}
+_INGEST, _ROLLUPS = "ingest_batch", "update_rollups"
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
@@ -132,7 +133,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     _require_engine(settings)
     with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
-        job = _job(settings)
+        job = _job(settings, _INGEST)
         for number, (batch, objects) in enumerate(batches.items(), start=1):
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
@@ -167,7 +168,7 @@ def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info)
     _require_engine(settings)
     with shared_instance() as instance, keep_workers():
         register(instance, batches)
-        job = _job(chosen)
+        job = _job(chosen, _INGEST)
         for number, batch in enumerate(batches, start=1):
             say(f"batch {batch} ({number} of {len(batches)}): {', '.join(names)}")
             _run(chosen, instance, job, batch, ran, only=keys)
@@ -228,7 +229,7 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
         files = ran.discovery.listed - ran.discovery.unchanged
         start_workers(settings.worker_count if files > _FEW_FILES else 1, settings.worker_bytes)
     register(instance, pending)
-    job, in_a_row = _job(settings), 0
+    job, in_a_row = _job(settings, _INGEST), 0
     for number, batch in enumerate(pending, start=1):
         absent = absent_source(to_read(manifests(settings.lake).load(batch)))
         if absent is not None and absent not in sources:
@@ -268,7 +269,7 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
         return
     started = time.monotonic()
     config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
-    result = _execute(settings, instance, _job(settings, "update_rollups"), config)
+    result = _execute(settings, instance, _job(settings, _ROLLUPS), config)
     if not result.success:
         msg = f"patients, studies, series, instances and headers are not up to date: {_reason(result)}; run the same command again"
         raise PixelsError(msg)
@@ -277,14 +278,18 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
 
 def prepare(settings: Settings) -> None:
     """Make what an ingest needs before it begins, so that the first one of a process that lives on is as quick as the others."""
-    for name in ("ingest_batch", "update_rollups"):
-        _prepared[settings, name] = _job(settings, name)
+    for name in (_INGEST, _ROLLUPS):
+        _job(settings, name)
 
 
-def _job(settings: Settings, name: str = "ingest_batch") -> dg.JobDefinition:
-    if (settings, name) in _prepared:
-        return _prepared[settings, name]
-    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)}).resolve_job_def(name)
+@lru_cache(maxsize=8)
+def _job(settings: Settings, name: str) -> dg.JobDefinition:
+    return _definitions(settings).resolve_job_def(name)
+
+
+@lru_cache(maxsize=2)
+def _definitions(settings: Settings) -> dg.Definitions:
+    return build_definitions({item.name: getattr(settings, item.name) for item in fields(Settings)})
 
 
 def _execute(

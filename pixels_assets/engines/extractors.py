@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydicom import Dataset
 
-from pixels_assets.dicom.codecs import NoPixels
-from pixels_assets.dicom.pixels import PixelSource, read_frame
-from pixels_assets.dicom.reader import Header
 from pixels_assets.errors import PixelsError, UsageError, place_of
 from pixels_assets.intake.objects import FoundObject
 from pixels_assets.intake.paths import extension, path_tags, relative_path, strict_path_tags
 from pixels_assets.lake.schema import PARTITION, TABLES, Column, Table, key_columns
 from pixels_assets.settings import Settings
+
+if TYPE_CHECKING:  # whoever only asks which extractors there are does not wait until what reads objects is loaded
+    from pydicom import Dataset
+
+    from pixels_assets.dicom.reader import Header
 
 GROUP = "pixels_assets.extractors"
 """Entry point group in which installed packages offer extractors."""
@@ -53,11 +55,11 @@ class Seen:
     found: FoundObject
     source: str
     local_path: str
-    header: Header | None
+    header: "Header | None"
     settings: Settings
 
     @property
-    def dataset(self) -> Dataset | None:
+    def dataset(self) -> "Dataset | None":
         """Its elements without pixel data, as pydicom objects; made when first asked for."""
         return self.header.dataset if self.header is not None else None
 
@@ -69,6 +71,8 @@ class Seen:
         NoPixels
             They cannot be decoded.
         """
+        from pixels_assets.dicom.pixels import PixelSource, read_frame
+
         source = PixelSource.of(self.header) if self.header is not None else None
         if source is None:
             return
@@ -203,6 +207,8 @@ def _strict_path_tags(seen: Seen) -> Mapping[str, object]:
 
 def _pixel_statistics(seen: Seen) -> Mapping[str, object] | None:
     """Minimum, maximum, mean, shape and hash of all stored values, a frame at a time."""
+    from pixels_assets.dicom.codecs import NoPixels
+
     header = seen.header
     if header is None:
         return None

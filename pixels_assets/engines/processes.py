@@ -26,14 +26,17 @@ from typing import NamedTuple
 from pixels_assets.errors import WorkerError
 from pixels_assets.settings import MIB
 
-# pydicom loads two libraries for downloads of test files, which is a sixth of the start of a process; extractors may import them later.
-_START = """
-import sys
+# pydicom loads two libraries for downloads of test files, which is a sixth of the start of a process; extractors may import them later. The collector
+# of cycles finds nothing in what modules hold, and would look again and again.
+LOADING = """
+import gc, sys
+gc.disable()
 sys.modules["requests"] = sys.modules["tqdm"] = None
 from pixels_assets.engines.template import main
 del sys.modules["requests"], sys.modules["tqdm"]
-main(*map(int, sys.argv[1:]))
 """
+"""What the process that workers are forked from loads, as a program."""
+_START = LOADING + "main(*map(int, sys.argv[1:]))"
 
 REQUEST = b"."
 """Sent to the template with the descriptors of a worker's connection, of the file behind its monitor, and of a pipe."""

@@ -39,6 +39,7 @@ def main(parent: int, control_fd: int) -> None:
     # pyarrow would load it wherever it is installed, which takes half a second and 40 MiB, and no value here is of it.
     sys.meta_path.insert(0, Absent("pandas"))
     gc.collect()
+    gc.enable()
     gc.freeze()  # workers share these pages for as long as nobody writes to them, and the collector would
     awake, wake = os.pipe()
     os.set_blocking(wake, False)

@@ -6,7 +6,6 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from pixels_assets.engines.rebuild import Rebuilt
 from pixels_assets.engines.run import rebuild_batch
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
@@ -106,6 +105,8 @@ class RebuildConfig(dg.Config):
 @dg.op(description="Make metadata and typed columns again from the headers that the lake keeps. No source file is opened.")
 def rebuild_metadata(context: dg.OpExecutionContext, config: RebuildConfig, lake: LakeResource, engine: EngineResource) -> None:
     """Replace `dicom_metadata` and `object_catalog` of batches; what follows the catalog then follows by itself."""
+    from pixels_assets.engines.rebuild import Rebuilt  # it loads what reads headers, which nothing else here needs
+
     with failing_clearly():
         root, settings, total = lake.prepared(), engine.settings(), Rebuilt()
         for number, batch in enumerate(finished_batches(root, config.batches)):

@@ -11,7 +11,6 @@ import dagster as dg
 import polars as pl
 from pydantic import Field
 
-from pixels_assets.dicom.thumbnails import contact_sheet
 from pixels_assets.engines.extractors import Extractor
 from pixels_assets.engines.run import index_batch
 from pixels_assets.engines.shards import IndexSpec, Tally
@@ -130,6 +129,8 @@ def _more(table: Table, tally: Tally, settings: Settings, spec: IndexSpec) -> Me
 
 def _contact_sheet(spec: IndexSpec) -> bytes:
     """Thumbnails spread evenly over the batch, side by side; empty when it has none."""
+    from pixels_assets.dicom.thumbnails import contact_sheet  # it loads what decodes images, which nothing else here needs
+
     images = scan(spec.lake, THUMBNAILS.name).filter(pl.col("batch") == spec.batch, pl.col("status") == "ok")
     paths = images.select("path").collect()["path"].sort()
     if paths.is_empty():

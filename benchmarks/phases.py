@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pixels_assets.engines.processes import LOADING
+from pixels_assets.cli import long_import
+from pixels_assets.imports import python_path
 
 ORCHESTRATION = ("start: imports", "start: workers", "Dagster", "commit")
 WORK = ("listing", "reading (workers)", "reading (parent)", "rows", "checks", "hierarchy", "headers")
@@ -89,7 +91,7 @@ def _cpu(pid: int) -> float:
 def _worker_start() -> float:
     """CPU seconds that loading what workers need takes; they are forked from the process that has."""
     before = os.times()
-    subprocess.run([sys.executable, "-P", "-c", LOADING], check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
+    subprocess.run([sys.executable, "-P", "-c", LOADING], check=True, env=os.environ | {"PYTHONPATH": python_path()})
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -98,9 +100,7 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
     """Ingest a folder in this process, which must be new."""
     started = time.perf_counter()
     os.environ |= {"DAGSTER_HOME": str(out), "PIXELS_QUIET_SECONDS": "0", "PIXELS_PREVIEW": "false"}
-    from pixels_assets.cli import _long_import
-
-    with _long_import():
+    with long_import():
         runs = importlib.import_module("pixels_assets.runs")
     checks = importlib.import_module("pixels_assets.orchestration.checks")
     settings = importlib.import_module("pixels_assets.settings").Settings.from_environment(lake=out / "lake")

@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _long_import() -> Iterator[None]:
+def long_import() -> Iterator[None]:
     """Import Dagster without the collector of cycles, which would look at half a million objects that stay again and again, then and later.
 
     And without what libraries load only because it is installed, a fifth of all: pandas (pyarrow), rich (structlog), requests (pydicom), pygments
@@ -203,7 +203,7 @@ def _ingest(options: argparse.Namespace, settings: Settings) -> int:
 
     for source in options.sources:
         Listing(source)
-    with _long_import():
+    with long_import():
         from pixels_assets.runs import ingest
 
     _be_heard(settings)
@@ -224,7 +224,7 @@ def _retry(options: argparse.Namespace, settings: Settings) -> int:
     if not before:
         print("nothing in quarantine to try again")
         return 0
-    with _long_import():
+    with long_import():
         from pixels_assets.runs import retry
 
     _be_heard(settings)
@@ -263,7 +263,7 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _extract(options: argparse.Namespace, settings: Settings) -> int:
-    with _long_import():
+    with long_import():
         from pixels_assets.runs import extract
 
     _be_heard(settings)
@@ -303,7 +303,7 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _rebuild(options: argparse.Namespace, settings: Settings) -> int:
-    with _long_import():
+    with long_import():
         from pixels_assets.runs import rebuild
 
     _be_heard(settings)

@@ -1,9 +1,14 @@
-"""Keeping libraries from loading others that nothing here needs, only because they are installed. Must import only the standard library."""
+"""How modules are loaded: without what libraries load only because it is installed, and in processes that this one starts.
 
+Must import only the standard library.
+"""
+
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 
 
 class Absent(MetaPathFinder):
@@ -33,3 +38,8 @@ def without(*names: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+def python_path() -> str:
+    """Give the `PYTHONPATH` with which other processes find this package wherever they work."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))

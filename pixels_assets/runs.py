@@ -4,8 +4,12 @@ Stands on the definitions; must not print or parse arguments.
 """
 
 import ctypes
+import json
 import logging
 import os
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -20,6 +24,7 @@ from pixels_assets.engines.extractors import load_extractors
 from pixels_assets.engines.processes import keep_workers, start_workers
 from pixels_assets.engines.run import absent_source
 from pixels_assets.errors import PixelsError, UsageError
+from pixels_assets.imports import python_path
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake.catalog import to_read
@@ -39,6 +44,19 @@ logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 _FEW_FILES = 16  # one process reads them before a second one is ready
 _FAILURES_IN_A_ROW = 3
+_MANY_BATCHES = 20
+_INTERRUPTED = 130
+_APART = f"""
+import json, pickle, sys
+from pixels_assets.cli import long_import
+try:
+    settings = pickle.load(sys.stdin.buffer)
+    with long_import():
+        from pixels_assets.runs import update_here
+    print(json.dumps(update_here(settings)))
+except KeyboardInterrupt:
+    sys.exit({_INTERRUPTED})
+"""
 _INTERRUPTS = (dg.DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
 _INGEST, _ROLLUPS = "ingest_batch", "update_rollups"
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
@@ -107,7 +125,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         ran = Ingested(found)
         _say_found(found, say)
         _run_pending(settings, instance, ran, say, asked)
-        _update_rollups(settings, instance, say)
+        _update_rollups(settings, instance, say, len(ran.batches))
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -138,7 +156,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
         if batches:
-            _update_rollups(settings, instance, say)
+            _update_rollups(settings, instance, say, len(ran.batches))
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -257,8 +275,11 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) -> None:
+def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, batches: int = 0) -> None:
     """Let the hierarchy follow, once for all batches, also when an earlier call did not come to it.
+
+    After many of them it does so in a process of its own: what they have left in the memory of this one, and what the update takes, do not come
+    together then.
 
     Raises
     ------
@@ -268,12 +289,46 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say) 
     if not is_behind(settings):
         return
     started = time.monotonic()
-    config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
-    result = _execute(settings, instance, _job(settings, _ROLLUPS), config)
-    if not result.success:
-        msg = f"patients, studies, series, instances and headers are not up to date: {_reason(result)}; run the same command again"
+    reason = _carry_out_update(settings, instance) if batches < _MANY_BATCHES else _update_apart(settings)
+    if reason is not None:
+        msg = f"patients, studies, series, instances and headers are not up to date: {reason}; run the same command again"
         raise PixelsError(msg)
     say(f"patients, studies, series, instances and headers brought up to date in {time.monotonic() - started:.1f} s")
+
+
+def _carry_out_update(settings: Settings, instance: dg.DagsterInstance) -> str | None:
+    """Run the job; give the reason when it failed."""
+    config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
+    result = _execute(settings, instance, _job(settings, _ROLLUPS), config)
+    return None if result.success else _reason(result)
+
+
+def _update_apart(settings: Settings) -> str | None:
+    """Let another process run the job; give the reason when it failed."""
+    program, environment = [sys.executable, "-P", "-c", _APART], os.environ | {"PYTHONPATH": python_path()}
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:  # noqa: S603 - our own program
+        try:
+            said = process.communicate(pickle.dumps(settings))[0]
+        except BaseException:
+            process.terminate()  # what it has not committed, the next call does again
+            raise
+    if process.returncode == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if process.returncode:
+        return f"the process that does it ended with code {process.returncode}"
+    reason: str | None = json.loads(said.splitlines()[-1])
+    return reason
+
+
+def update_here(settings: Settings) -> str | None:
+    """Let the hierarchy follow, in a process that does nothing else; give the reason when it failed."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
+    try:
+        with shared_instance() as instance:
+            return _carry_out_update(settings, instance)
+    except PixelsError as error:
+        return str(error)
 
 
 def prepare(settings: Settings) -> None:

@@ -239,3 +239,25 @@ def test_importing_the_package_loads_no_engine_and_no_dagster() -> None:
     script = "import sys, pixels_assets; from pixels_assets import Catalog; print('dagster' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_after_many_batches_another_process_lets_the_hierarchy_follow(catalog, source, tmp_path, monkeypatch) -> None:
+    from pixels_assets import runs
+
+    monkeypatch.setattr(runs, "_MANY_BATCHES", 1)
+    put(source, "CT_small.dcm")
+    said = []
+    runs.ingest(catalog.settings, [source], say=said.append)
+    assert "brought up to date" in said[-1]
+    assert (catalog.status().patients, catalog.status().instances) == (1, 1)
+    # It says what it could not do, and the next call makes up for it.
+    with (source / "CT_small.dcm").open("ab") as file:
+        file.write(b"\0" * 8)
+    (rows,) = (catalog.settings.lake / "instances").glob("*.parquet")
+    rows.rename(tmp_path / "rows")
+    with pytest.raises(PixelsError, match=r"instances and headers are not up to date: .*; run the same command again"):
+        runs.ingest(catalog.settings, [source])
+    (tmp_path / "rows").rename(rows)
+    runs.ingest(catalog.settings, [source])
+    (length,) = catalog.sql("select bytes from series").fetchone()
+    assert length == (source / "CT_small.dcm").stat().st_size

@@ -22,8 +22,8 @@ def test_packages_look_absent_within_the_block_only(monkeypatch):
 def test_commands_load_what_they_do_not_need_only_when_it_is_asked_for():
     code = """
 import sys
-from pixels_assets.cli import _long_import
-with _long_import():
+from pixels_assets.cli import long_import
+with long_import():
     import pixels_assets.runs
 assert not {"pandas", "rich", "requests", "pygments"} & sys.modules.keys()
 import requests

@@ -20,10 +20,10 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 from pixels_assets.errors import WorkerError
+from pixels_assets.imports import python_path
 from pixels_assets.settings import MIB
 
 # pydicom loads two libraries for downloads of test files, which is a sixth of the start of a process; extractors may import them later. The collector
@@ -99,7 +99,6 @@ class Monitor:
 
 def _environment() -> dict[str, str]:
     """Give the environment that workers are started in."""
-    package = str(Path(__file__).parents[2])
     return os.environ | {
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -110,7 +109,7 @@ def _environment() -> dict[str, str]:
         "MALLOC_ARENA_MAX": "1",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",  # forked processes would miss the thread
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": python_path(),
     }
 
 

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pixels_assets.engines.processes import LOADING
 from pixels_assets.cli import long_import
+from pixels_assets.engines.processes import LOADING
 from pixels_assets.imports import python_path
 
 ORCHESTRATION = ("start: imports", "start: workers", "Dagster", "commit")

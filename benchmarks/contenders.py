@@ -64,7 +64,7 @@ def read_only(folder: Path, out: Path) -> Counts:
 def _header(path: Path) -> object:
     from pixels_assets.dicom.reader import read_header
 
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:  # the reader asks for what it needs at once
         return read_header(stream, os.fstat(stream.fileno()).st_size, max_deflated_bytes=1 << 26).meta  # type: ignore[union-attr]
 
 
@@ -89,21 +89,16 @@ def reader_shuffled(folder: Path, out: Path) -> Counts:
 
 
 def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
-    """One batch after the other through our engine into committed tables, without Dagster."""
+    """One batch after the other through our engine into committed tables, without Dagster; the next one is listed meanwhile."""
+    from pixels_assets.cli import long_import
     from pixels_assets.engines.processes import keep_workers, start_workers
     from pixels_assets.settings import Settings
 
     settings = Settings.from_environment(lake=out / "lake", quiet_seconds=0.0)
     listed, objects, errors = 0, 0, 0
-    with keep_workers():
+    with keep_workers(), ThreadPoolExecutor(1) as beside:
         start_workers(CORES, settings.worker_bytes)  # they get ready while this process loads what it needs
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # this and the next two lines as the command does it
-        import polars as pl  # noqa: F401
-
-        from pixels_assets.imports import Absent, without
-
-        sys.meta_path.insert(0, Absent("pandas"))
-        with without("requests", "tqdm"):
+        with long_import():
             from pixels_assets.engines.local import LocalEngine
             from pixels_assets.engines.run import index_batch
             from pixels_assets.engines.shards import IndexSpec
@@ -114,11 +109,17 @@ def _index(folder: Path, out: Path, outputs: frozenset[str]) -> Counts:
 
         create_tables(settings.lake, [TABLES[name] for name in outputs])
         files = (file for file in Listing(str(folder)) if isinstance(file, SourceFile))
+
+        def next_batch() -> list[SourceFile]:
+            return list(itertools.islice(files, settings.batch_files))
+
         with LocalEngine(CORES) as engine:
+            following = beside.submit(next_batch)
             for number in itertools.count():
-                batch = list(itertools.islice(files, settings.batch_files))
+                batch = following.result()
                 if not batch:
                     break
+                following = beside.submit(next_batch)
                 listed += len(batch)
                 done = index_batch(engine, IndexSpec(settings.lake, f"b{number:05d}", "a", outputs, settings), batch, run_id="bench")
                 objects += done.tally.objects

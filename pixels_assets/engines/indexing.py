@@ -79,7 +79,8 @@ def index_shard(
                         continue
                 metadata, image, header = _index_or_blame(found, spec)
                 stretch.add(found, metadata, image, _extract(found, extractor, supervisor))
-                stretch.add_extracted(Seen(found, file.source, str(metadata["local_path"]), header, spec.settings))
+                if stretch.extracts:
+                    stretch.add_extracted(Seen(found, file.source, str(metadata["local_path"]), header, spec.settings))
                 del metadata, image, header  # they may be large, and would last until the next object was read
                 supervisor.indexed()
                 if stretch.full:
@@ -106,6 +107,7 @@ class _Stretch:
     def __init__(self, shard: Shard, spec: IndexSpec) -> None:
         self.shard, self.spec = shard, spec
         self.extractors = tuple(extractor for extractor in load_extractors(spec.settings) if extractor.name in spec.outputs)
+        self.extracts = bool(self.extractors) or ANNOTATIONS.name in spec.outputs
         self.count = 0
         self.writers: dict[str, PartWriter] = {}
         self._start()

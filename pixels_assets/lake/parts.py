@@ -601,7 +601,7 @@ def _getter(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if values.count(None) == len(values):
+    if values[0] is None and values.count(None) == len(values):  # counting takes as long as converting where most are something
         return pa.nulls(len(values), kind)
     if pa.types.is_timestamp(kind):
         values = [_time(value) for value in values]

@@ -49,12 +49,14 @@ _LEAST_STRETCH = 4  # elements that are worth a run: numbers that recur in other
 _MAX_RUN_BYTES = 256 * 1024
 _ENTRY_BYTES = 400  # of a remembered element, beyond its bytes and its text
 _DEFER_BYTES = 1024 * 1024
+_HEAD_BYTES = 12  # of an element at most: tag, VR and length
 _MAX_VALUE_BYTES = 32 * 1024 * 1024  # values that reach further into the file are not read for one element, unless it is a sequence
 
 _ITEM, _ITEM_END, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _SHORT = frozenset(str(vr).encode() for vr in EXPLICIT_VR_LENGTH_16)
 _LONG = frozenset(str(vr).encode() for vr in EXPLICIT_VR_LENGTH_32)
 _VR_NAMES = {vr: vr.decode() for vr in _SHORT | _LONG}
+_PIXEL_VRS = BINARY_VRS - {"UN"}
 _AMBIGUOUS = frozenset(str(vr) for vr in AMBIGUOUS_VR)
 _implicit_head = struct.Struct("<HHL").unpack_from
 _explicit_head = struct.Struct("<HH2sH").unpack_from
@@ -288,6 +290,8 @@ class _Memory:
 
     def __init__(self) -> None:
         self.contexts: dict[object, _Context] = {}
+        self.origins: dict[tuple[bool, str], _Context] = {}
+        self.beginnings: dict[tuple[str, bytes], tuple[bytes, int, int]] = {}
         self.size = 0
 
     @property
@@ -304,8 +308,16 @@ class _Memory:
             context.plans[tag, vr] = plan
             self.size += _ENTRY_BYTES
 
+    def keep_beginning(self, first: tuple[str, bytes], second: tuple[bytes, int, int]) -> None:
+        """Remember that a data set of this transfer syntax may begin with these two heads: the second's place and the end of its value go with it."""
+        if not self.is_full:
+            self.beginnings[first] = second
+            self.size += _ENTRY_BYTES
+
     def forget(self) -> None:
         self.contexts.clear()
+        self.origins.clear()
+        self.beginnings.clear()
         self.size = 0
 
 
@@ -334,6 +346,14 @@ def _context(
     found = _memory.contexts.get(key)
     if found is None:
         found = _memory.contexts[key] = _Context(implicit, charset, kind, pixel_representation, group, creators)
+    return found
+
+
+def _origin(*, implicit: bool, kind: str) -> _Context:
+    """Give what holds at the beginning of a data set, or of the file meta information."""
+    found = _memory.origins.get((implicit, kind))
+    if found is None:
+        found = _memory.origins[implicit, kind] = _context(implicit, default_encoding, kind)
     return found
 
 
@@ -386,7 +406,7 @@ class HeaderParser:
         self._effects: list[_Effect] = []
         self._misfits: list[tuple[_Entry, int]] = []
         self._lessons: list[tuple[list[_Entry], list[int], list[_Context]]] = []
-        self._context, self._last = _context(implicit=False, charset=default_encoding, kind="meta"), -1
+        self._context, self._last = _origin(implicit=False, kind="meta"), -1
         self.file_meta: list[str] = []
         self.meta: list[str] = []
         self.pixels: Pixels | None = None
@@ -415,8 +435,8 @@ class HeaderParser:
         value_notes: dict[str, str] = {}
         gathered: dict[int, dict[str, None]] = {}
         for effect in self._effects:
-            if effect.values:
-                values.update(effect.values)
+            if typed := effect.values:
+                values.update(typed)
             if effect.is_rare:
                 notes += effect.notes
                 value_notes.update(effect.value_notes)
@@ -452,7 +472,7 @@ class HeaderParser:
             raise UnusualHeader
         self.declared = str(declared[0])
         self.encoding = self._find_encoding(position)
-        self._context, self._last = _context(self.encoding.implicit, default_encoding, "top"), -1
+        self._context, self._last = _origin(implicit=self.encoding.implicit, kind="top"), -1
         position = self._top(position, _BEFORE_PIXELS, self.meta)
         if position < len(self._data):
             group, number = _explicit_head(self._data, position)[:2]
@@ -467,12 +487,19 @@ class HeaderParser:
 
     def _find_encoding(self, position: int) -> Encoding:
         """Give the declared encoding if the first two elements make sense in it: then `find_encoding` would not look for another."""
-        data, last = self._data, -1
+        data, last, begin = self._data, -1, position
         declared = declared_encoding(self.declared)
+        first = self.declared, data[begin : begin + _HEAD_BYTES]
+        second = _memory.beginnings.get(first)
+        if second is not None and second[0] == data[begin + second[1] : begin + second[1] + _HEAD_BYTES] and begin + second[2] <= self._length:
+            assert declared is not None  # as it was when this was met before
+            return declared
+        heads = []
         implicit = data[position + 4 : position + 6] not in _VR_NAMES
         if declared is None or declared != (implicit, True) or self.declared in DEFLATED:
             raise UnusualHeader
         for _ in range(2):
+            heads.append(position)
             start = position + 8
             if start > len(data):
                 raise self._cut()
@@ -492,6 +519,7 @@ class HeaderParser:
             if tag <= last or tag < 0x00030000 or length == UNDEFINED_LENGTH or start + length > self._length or not _is_known(tag):
                 raise UnusualHeader
             position, last = start + length, tag
+        _memory.keep_beginning(first, (data[heads[1] : heads[1] + _HEAD_BYTES], heads[1] - begin, position - begin))
         return declared
 
     def _stop_at_pixels(self, position: int, tag: int) -> None:
@@ -501,13 +529,12 @@ class HeaderParser:
             vr = str(dictionary_VR(tag)) if tag != 0x7FE00010 else "OB" if length == UNDEFINED_LENGTH else "OW"
         else:
             written = data[position + 4 : position + 6]
-            if written not in _LONG or _VR_NAMES[written] not in BINARY_VRS - {"UN"}:
+            if written not in _LONG or _VR_NAMES[written] not in _PIXEL_VRS:
                 raise UnusualHeader
             vr = _VR_NAMES[written]
             (length,) = _long(data, start)
             start += 4
-        key = f"{tag:08X}"
-        self.meta.append(f'"{key}":{reference(vr, key) if length else binary(vr, b"", key)}')
+        self.meta.append(_pixel_text(tag, vr, is_empty=not length))
         self.pixels = Pixels(tag, position, start, length)
         self._last = tag
 
@@ -847,6 +874,8 @@ def _vr_name(context: _Context, tag: int, vr: bytes | None, length: int) -> str:
 
 def _bulk(context: _Context, tag: int, vr: bytes | None, data: bytes, start: int, stop: int, path: str) -> _Entry | None:
     """Make the entry of a long binary value, which need not be looked at; None when it is not binary."""
+    if vr is not None and vr != b"UN" and not path and not _describes(tag):
+        return _written_bulk(tag, vr)
     length = stop - start
     if vr in _UNWRITTEN:
         if _resolve(context, tag, vr, length) == "SQ":
@@ -861,6 +890,22 @@ def _bulk(context: _Context, tag: int, vr: bytes | None, data: bytes, start: int
     key = f"{tag:08X}"
     effect = _Effect(described={tag: (name, data[start:stop])}) if context.kind == "top" and _describes(tag) else None
     return _Entry(tag, f'"{key}":{reference(name, path + key)}', effect, is_kept=False)
+
+
+@lru_cache(maxsize=4096)
+def _written_bulk(tag: int, vr: bytes) -> _Entry | None:
+    """Do the same at the top level, where it is always the same entry."""
+    name = _VR_NAMES[vr]
+    if name not in BINARY_VRS or tag in _VALUED:
+        return None
+    return _Entry(tag, f'"{tag:08X}":{reference(name, f"{tag:08X}")}', is_kept=False)
+
+
+@lru_cache(maxsize=64)
+def _pixel_text(tag: int, vr: str, *, is_empty: bool) -> str:
+    """Member of the JSON object for pixel data."""
+    key = f"{tag:08X}"
+    return f'"{key}":{binary(vr, b"", key) if is_empty else reference(vr, key)}'
 
 
 def _describes(tag: int) -> bool:
@@ -882,6 +927,9 @@ class _Plan(NamedTuple):
     is_kept: bool
 
 
+_UNPLANNED = _Plan(lambda vr, value, is_plain: None, "", "", [], is_kept=False)
+
+
 def _plan(context: _Context, tag: int, vr: bytes | None) -> _Plan | None:
     """Make the plan of an element with a written VR; None when there is more to it."""
     name = _VR_NAMES.get(vr or b"", "")
@@ -897,9 +945,8 @@ def _plan(context: _Context, tag: int, vr: bytes | None) -> _Plan | None:
 
 def _convert(context: _Context, tag: int, vr: bytes | None, value: bytes, path: str) -> _Entry:
     """Make the entry of an element that is not a sequence, or an empty one."""
-    if (tag, vr) in context.plans:
-        plan = context.plans[tag, vr]
-    else:
+    plan = context.plans.get((tag, vr), _UNPLANNED)
+    if plan is _UNPLANNED:
         plan = _plan(context, tag, vr)
         _memory.keep_plan(context, tag, vr, plan)
     if plan and value:

@@ -470,7 +470,7 @@ def test_processes_wait_for_the_next_engine_while_they_are_kept_and_end_with_the
 
 
 def test_workers_are_forked_from_one_process_which_ends_with_the_last_of_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("OF_THIS_TEST", "1")  # other files' fixtures may keep a process of their own
+    monkeypatch.setattr(processes, "_keeper", processes._Keeper())  # other files' fixtures may hold theirs
     files = written(tmp_path / "in", a=CT, b=MR)
     others = templates_of("self")
     with LocalEngine(2) as engine:

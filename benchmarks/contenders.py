@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,14 @@ def _shares(files: list[Path], size: int = 256) -> list[list[Path]]:
     return [files[start : start + size] for start in range(0, len(files), size)]
 
 
+def _pool() -> ProcessPoolExecutor:
+    """Start a process for each core, which end by themselves: `multiprocessing.Pool` uses force, and may then wait for one for ever."""
+    return ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("forkserver"))
+
+
 def _pooled(work: Callable[[list[Path]], Any], files: list[Path]) -> list[Any]:
-    with multiprocessing.get_context("forkserver").Pool(CORES) as pool:
-        return pool.map(work, _shares(files), chunksize=1)
+    with _pool() as pool:
+        return list(pool.map(work, _shares(files)))
 
 
 # --- the limit
@@ -312,8 +317,8 @@ def dcm2parquet(folder: Path, out: Path) -> Counts:
     groups: dict[Path, list[Path]] = {}
     for file in _files(folder):
         groups.setdefault(file.parent, []).append(file)
-    with multiprocessing.get_context("forkserver").Pool(CORES) as pool:
-        counted = pool.map(_series, list(groups.values()), chunksize=1)
+    with _pool() as pool:
+        counted = list(pool.map(_series, groups.values()))
     return {"files": sum(counted)}
 
 

@@ -311,8 +311,8 @@ class _Memory:
     def keep_beginning(self, first: tuple[str, bytes], second: tuple[bytes, int, int]) -> None:
         """Remember that a data set of this transfer syntax may begin with these two heads: the second's place and the end of its value go with it."""
         if not self.is_full:
+            self.size += 0 if first in self.beginnings else _ENTRY_BYTES
             self.beginnings[first] = second
-            self.size += _ENTRY_BYTES
 
     def forget(self) -> None:
         self.contexts.clear()

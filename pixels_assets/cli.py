@@ -64,9 +64,14 @@ def _run(options: argparse.Namespace) -> int:
     if settings.engine != "spark" and (getattr(options, "master", None) or getattr(options, "partitions", None)):
         msg = "--master and --partitions are for --engine spark"
         raise UsageError(msg)
+    set_up_logging(settings)
+    return int(options.command(options, settings))
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Let this package speak from the level of the settings on, all others from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
-    return int(options.command(options, settings))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, share
 from pixels_assets.orchestration.jobs import is_behind, is_overwrite, look
 from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
-from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
+from pixels_assets.orchestration.resources import ENGINE_TAG, LAKE_TAG, LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,10 @@ _MANY_BATCHES = 20
 _INTERRUPTED = 130
 _APART = f"""
 import json, pickle, sys
-from pixels_assets.cli import long_import
+from pixels_assets.cli import long_import, set_up_logging
 try:
     settings = pickle.load(sys.stdin.buffer)
+    set_up_logging(settings)
     with long_import():
         from pixels_assets.runs import update_here
     print(json.dumps(update_here(settings)))
@@ -233,9 +234,10 @@ def rebuild(settings: Settings, batches: Sequence[str] = (), *, say: Say = logge
 def _require_engine(settings: Settings) -> None:
     """Raise before anything is written when the engine needs what is not here."""
     if settings.engine == "spark":
-        from pixels_assets.engines.spark import require_java
+        from pixels_assets.engines.spark import require_java, require_master
 
         require_java()
+        require_master(settings.spark_master)
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
@@ -278,8 +280,8 @@ def _give_back_memory() -> None:
 def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, batches: int = 0) -> None:
     """Let the hierarchy follow, once for all batches, also when an earlier call did not come to it.
 
-    After many of them it does so in a process of its own: what they have left in the memory of this one, and what the update takes, do not come
-    together then.
+    After many of them it does so in a process of its own, if the system lets us have one: what they have left in the memory of this one, and what
+    the update takes, do not come together then.
 
     Raises
     ------
@@ -289,7 +291,8 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, 
     if not is_behind(settings):
         return
     started = time.monotonic()
-    reason = _carry_out_update(settings, instance) if batches < _MANY_BATCHES else _update_apart(settings)
+    process = _updater() if batches >= _MANY_BATCHES else None
+    reason = _carry_out_update(settings, instance) if process is None else _update_apart(settings, process)
     if reason is not None:
         msg = f"patients, studies, series, instances and headers are not up to date: {reason}; run the same command again"
         raise PixelsError(msg)
@@ -303,10 +306,19 @@ def _carry_out_update(settings: Settings, instance: dg.DagsterInstance) -> str |
     return None if result.success else _reason(result)
 
 
-def _update_apart(settings: Settings) -> str | None:
-    """Let another process run the job; give the reason when it failed."""
+def _updater() -> subprocess.Popen[bytes] | None:
+    """Start the process that updates apart; None when the system refuses."""
     program, environment = [sys.executable, "-P", "-c", _APART], os.environ | {"PYTHONPATH": python_path()}
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:  # noqa: S603 - our own program
+    try:
+        return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603 - our own program
+    except OSError as error:
+        logger.info("no further process can be started (%s): the hierarchy is brought up to date in this one", error.strerror)
+        return None
+
+
+def _update_apart(settings: Settings, process: subprocess.Popen[bytes]) -> str | None:
+    """Let another process run the job; give the reason when it failed."""
+    with process:
         try:
             said = process.communicate(pickle.dumps(settings))[0]
         except BaseException:
@@ -322,8 +334,6 @@ def _update_apart(settings: Settings) -> str | None:
 
 def update_here(settings: Settings) -> str | None:
     """Let the hierarchy follow, in a process that does nothing else; give the reason when it failed."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
     try:
         with shared_instance() as instance:
             return _carry_out_update(settings, instance)
@@ -362,7 +372,7 @@ def _execute(
             instance=instance,
             asset_selection=list(only) or None,
             run_config=run_config,
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
+            tags={PROCESS_TAG: process_tag(), LAKE_TAG: str(settings.lake), ENGINE_TAG: settings.engine},
             raise_on_error=False,
         )
     except dg.DagsterExecutionInterruptedError as interrupt:

@@ -21,7 +21,7 @@ from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, RAW_FILES, TH
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import PICTURE_BYTES, Metadata, asset_key, counts, definition, materialization, picture
 from pixels_assets.orchestration.partitions import BATCH
-from pixels_assets.orchestration.resources import EngineResource, LakeResource
+from pixels_assets.orchestration.resources import ENGINE_TAG, LAKE_TAG, EngineResource, LakeResource
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,9 @@ def build_index_objects(extractors: Sequence[Extractor] = ()) -> dg.AssetsDefini
         with failing_clearly():
             started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
             settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
+            tags = {LAKE_TAG: str(root), ENGINE_TAG: settings.engine}
+            if not tags.items() <= context.run.tags.items():  # it was started from the UI, where only its config says so
+                context.instance.add_run_tags(context.run.run_id, tags)
             create_tables(root, extracted)
             files = manifests(root).load(batch)
             only = quarantined_files(root, batch, config.retry) if config.retry else None

@@ -363,11 +363,19 @@ def _statement(options: argparse.Namespace) -> str:
             msg = f"the statement cannot be read from {options.file}: {getattr(error, 'strerror', 'it is not UTF-8')}"
             raise UsageError(msg) from None
     if options.statement and options.statement != "-":
-        return str(options.statement)
+        return _decoded(options.statement)
     if not options.statement and not options.file and sys.stdin.isatty():
         msg = "give a statement, -f FILE, or a statement on stdin"
         raise UsageError(msg)
-    return sys.stdin.read()
+    return _decoded(sys.stdin.read())
+
+
+def _decoded(statement: str) -> str:
+    """Refuse bytes that were not UTF-8, which Python hides in a text."""
+    if not statement.isascii() and any("\ud800" <= character <= "\udfff" for character in statement):
+        msg = "the statement is not UTF-8"
+        raise UsageError(msg)
+    return statement
 
 
 def _attachment(text: str) -> tuple[str, str]:

@@ -94,8 +94,12 @@ def runs(home):
         (["ingest", "/", "--mode", "both"], "invalid choice"),
         (["ingest", "/nowhere", "--lake", "LAKE"], "/nowhere"),
         (["ingest", "FILE", "--lake", "LAKE"], "FILE"),
+        (["ingest", "/", "--lake", ""], "lake is ''"),
+        (["ingest", "/", "--lake", "~nobody of this name/lake"], "it must be a path"),
+        (["sql", "select '\udcff'"], "the statement is not UTF-8"),
         (["status", "--lake", "LAKE"], "there is no lake in"),
         (["retry", "--lake", "LAKE"], "there is no lake in"),
+        (["extract", "paths", "--lake", "LAKE"], "there is no lake in"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, says):

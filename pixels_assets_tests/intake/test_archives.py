@@ -481,6 +481,11 @@ def test_an_empty_zip_has_no_members(tmp_path):
     assert (row.file_type, row.failure, row.warnings) == ("zip", None, [])
 
 
+def test_the_end_of_an_empty_zip_within_a_comment_hides_no_members(tmp_path):
+    data = b"MZ" + bytes(300) + zip_bytes({"x.dcm": CT}, comment=b"see " + zip_bytes({}))
+    assert names(rows_of(written(tmp_path, data))) == ["x.dcm"]
+
+
 def test_lengths_that_no_table_holds_become_unknown(tmp_path):
     data = bytearray(zip_bytes({"x": b"y"}))
     central = data.index(CENTRAL)
@@ -572,7 +577,18 @@ def test_a_tar_that_ends_without_a_mark_or_goes_on_after_it_says_so(tmp_path):
     data = tar_bytes({"x.dcm": CT})
     end = 512 + len(CT) + -len(CT) % 512
     assert rows_of(written(tmp_path, data[:end]))[-1].warnings == ["end_marker_missing"]
-    assert rows_of(written(tmp_path, data + data))[-1].warnings == ["trailing_data"]
+    assert rows_of(written(tmp_path, data + b"\0" * 700 + b"x"))[-1].warnings == ["trailing_data"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+def test_tars_that_were_joined_give_the_members_of_all(tmp_path, pack):
+    first, second = tar_bytes({"x.dcm": CT}), tar_bytes({"x.dcm": MR, "big": MEMBERS["big"]})
+    for data in (pack(first + second + second), pack(first) + pack(second) + pack(bytes(3 * MIB)) + pack(second)):
+        rows = rows_of(written(tmp_path, data))
+        assert names(rows) == ["x.dcm", "x.dcm!~2", "big", "x.dcm!~3", "big!~2"]
+        assert [row.length for row in rows[:-1]] == [len(CT), len(MR), 768_000, len(MR), 768_000]
+        assert (codes(rows)[-1], rows[-1].warnings) == ("", ["archives_joined: 3"])
+
 
 
 def test_a_tar_header_cannot_fill_the_memory(tmp_path):

@@ -158,7 +158,7 @@ class TarArchive:
             rest = BytesIO(data[zeros - zeros % BLOCK :])
             block = rest.read(BLOCK)
             if block[257:262] == b"ustar" and is_header(block):
-                self._read = lambda most: rest.read(most) or self._source(most)
+                self._read = partial(_either, rest.read, self._source)
                 self._joined += 1
                 self._global = {}
                 return block
@@ -204,6 +204,10 @@ class TarArchive:
             if not data:
                 raise MemberError(TRUNCATED)
             count -= len(data)
+
+
+def _either(first: Read, second: Read, most: int) -> bytes:
+    return first(most) or second(most)
 
 
 def is_header(block: bytes) -> bool:

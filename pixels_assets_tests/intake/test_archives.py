@@ -30,6 +30,7 @@ from pydicom.data import get_testdata_file
 
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.budget import PROGRESS_BYTES
+from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, file_address, member_address
 from pixels_assets.settings import MIB, Limits
 
@@ -175,6 +176,17 @@ def test_a_file_that_changed_since_it_was_listed_says_so_and_counts_what_was_rea
     *_, row = walk(file, Limits(max_memory_bytes=memory))
     assert row.warnings == ["changed_since_listing"]
     assert (row.length, row.content_hash) == (len(data), sha256(data).hexdigest())
+
+
+def test_a_time_that_no_table_holds_is_no_change(tmp_path):
+    path = written(tmp_path, CT)
+    try:
+        os.utime(path, (1.5e10, 1.5e10))
+    except (OverflowError, OSError):
+        pytest.skip("this file system does not hold the year 2445")
+    (file,) = Listing(tmp_path)
+    *_, row = walk(file, LIMITS)
+    assert row.warnings == []
 
 
 # --------------------------------------------------------------------------------------------------------------------------------------- ZIP
@@ -588,7 +600,6 @@ def test_tars_that_were_joined_give_the_members_of_all(tmp_path, pack):
         assert names(rows) == ["x.dcm", "x.dcm!~2", "big", "x.dcm!~3", "big!~2"]
         assert [row.length for row in rows[:-1]] == [len(CT), len(MR), 768_000, len(MR), 768_000]
         assert (codes(rows)[-1], rows[-1].warnings) == ("", ["archives_joined: 3"])
-
 
 
 def test_a_tar_header_cannot_fill_the_memory(tmp_path):

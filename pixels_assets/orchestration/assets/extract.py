@@ -16,7 +16,7 @@ from pixels_assets.engines.run import index_batch
 from pixels_assets.engines.shards import IndexSpec, Tally
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import create_tables
-from pixels_assets.lake.query import quarantined_files, scan
+from pixels_assets.lake.query import quarantined_files, scan_batch
 from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import PICTURE_BYTES, Metadata, asset_key, counts, definition, materialization, picture
@@ -134,7 +134,7 @@ def _contact_sheet(spec: IndexSpec) -> bytes:
     """Thumbnails spread evenly over the batch, side by side; empty when it has none."""
     from pixels_assets.dicom.thumbnails import contact_sheet  # it loads what decodes images, which nothing else here needs
 
-    images = scan(spec.lake, THUMBNAILS.name).filter(pl.col("batch") == spec.batch, pl.col("status") == "ok")
+    images = scan_batch(spec.lake, THUMBNAILS, spec.batch).filter(pl.col("status") == "ok")
     paths = images.select("path").collect()["path"].sort()
     if paths.is_empty():
         return b""

@@ -112,8 +112,8 @@ class Settings:
         values |= _from_environment(cls, "PIXELS_")
         values |= {name: value for name, value in overrides.items() if value is not None}
         for name in ("extract_to", "patch_rules", "patch_to"):
-            values[name] = _absolute(name, values[name]) if values.get(name) else None
-        values["lake"] = _absolute("lake", values["lake"])
+            values[name] = _written(name, values[name]) if values.get(name) else None
+        values["lake"] = _written("lake", values["lake"])
         values["sources"] = tuple(str(_absolute("sources", source)) for source in values.get("sources", ()))
         unknown = values.keys() - {item.name for item in fields(cls)}
         if unknown:
@@ -140,6 +140,17 @@ def _absolute(name: str, path: Any) -> Path:
         pass
     msg = f"{name} is {path!r}; it must be a path"
     raise UsageError(msg)
+
+
+def _written(name: str, path: Any) -> Path:
+    """Make a path of what was given for a setting, which also stands in tables and in Dagster's storage."""
+    found = _absolute(name, path)
+    try:
+        str(found).encode()
+    except UnicodeEncodeError:
+        msg = f"{name} is {str(found)!r}, which is no UTF-8 here; use another name, or set PYTHONUTF8=1 where the locale is the reason"
+        raise UsageError(msg) from None
+    return found
 
 
 def _from_environment(cls: type[Any], prefix: str) -> dict[str, Any]:

@@ -30,13 +30,13 @@ from pixels_assets.intake.objects import Status
 from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
-from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches
+from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches, require_lake
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_behind, is_overwrite, look
 from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
-from pixels_assets.orchestration.resources import LakeResource, SourcesResource, default_resources, engine_config
+from pixels_assets.orchestration.resources import ENGINE_TAG, LAKE_TAG, LakeResource, SourcesResource, default_resources, engine_config
 from pixels_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,10 @@ _MANY_BATCHES = 20
 _INTERRUPTED = 130
 _APART = f"""
 import json, pickle, sys
-from pixels_assets.cli import long_import
+from pixels_assets.cli import long_import, set_up_logging
 try:
     settings = pickle.load(sys.stdin.buffer)
+    set_up_logging(settings)
     with long_import():
         from pixels_assets.runs import update_here
     print(json.dumps(update_here(settings)))
@@ -115,7 +116,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     folders = [os.fspath(source) for source in sources]
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
-    _require_engine(settings)
+    _require(settings)
     with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
@@ -148,7 +149,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
-    _require_engine(settings)
+    _require(settings)
     with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings, _INGEST)
@@ -179,11 +180,12 @@ def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info)
         There is no such extractor, or no lake.
     """
     started, ran = time.monotonic(), Ingested()
+    require_lake(settings.lake)
     chosen = replace(settings, extractors=",".join(names))
     keys = [asset_key(extractor.table) for extractor in load_extractors(chosen)]
     pending = set(pending_batches(settings.lake))
     batches = [batch for batch in manifests(settings.lake).keys() if batch not in pending]  # noqa: SIM118 - no mapping
-    _require_engine(settings)
+    _require(chosen)
     with shared_instance() as instance, keep_workers():
         register(instance, batches)
         job = _job(chosen, _INGEST)
@@ -230,12 +232,17 @@ def rebuild(settings: Settings, batches: Sequence[str] = (), *, say: Say = logge
         return {name: int(str(value.value)) for name, value in figures.items()}
 
 
-def _require_engine(settings: Settings) -> None:
-    """Raise before anything is written when the engine needs what is not here."""
+def _require(settings: Settings) -> None:
+    """Raise before anything is written when the engine or an extractor needs what is not here."""
+    if any(extractor.name == "patches" for extractor in load_extractors(settings)):
+        from pixels_assets.engines.patching import rules_and_folder
+
+        rules_and_folder(settings)
     if settings.engine == "spark":
-        from pixels_assets.engines.spark import require_java
+        from pixels_assets.engines.spark import require_java, require_master
 
         require_java()
+        require_master(settings.spark_master)
 
 
 def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested, say: Say, sources: Collection[str]) -> None:
@@ -245,7 +252,7 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
         return
     if settings.engine == "local":
         files = ran.discovery.listed - ran.discovery.unchanged
-        start_workers(settings.worker_count if files > _FEW_FILES else 1, settings.worker_bytes)
+        start_workers(min(settings.worker_count, files) if files > _FEW_FILES else 1, settings.worker_bytes)
     register(instance, pending)
     job, in_a_row = _job(settings, _INGEST), 0
     for number, batch in enumerate(pending, start=1):
@@ -278,8 +285,8 @@ def _give_back_memory() -> None:
 def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, batches: int = 0) -> None:
     """Let the hierarchy follow, once for all batches, also when an earlier call did not come to it.
 
-    After many of them it does so in a process of its own: what they have left in the memory of this one, and what the update takes, do not come
-    together then.
+    After many of them it does so in a process of its own, if the system lets us have one: what they have left in the memory of this one, and what
+    the update takes, do not come together then.
 
     Raises
     ------
@@ -289,7 +296,8 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, 
     if not is_behind(settings):
         return
     started = time.monotonic()
-    reason = _carry_out_update(settings, instance) if batches < _MANY_BATCHES else _update_apart(settings)
+    process = _updater() if batches >= _MANY_BATCHES else None
+    reason = _carry_out_update(settings, instance) if process is None else _update_apart(settings, process)
     if reason is not None:
         msg = f"patients, studies, series, instances and headers are not up to date: {reason}; run the same command again"
         raise PixelsError(msg)
@@ -303,10 +311,19 @@ def _carry_out_update(settings: Settings, instance: dg.DagsterInstance) -> str |
     return None if result.success else _reason(result)
 
 
-def _update_apart(settings: Settings) -> str | None:
-    """Let another process run the job; give the reason when it failed."""
+def _updater() -> subprocess.Popen[bytes] | None:
+    """Start the process that updates apart; None when the system refuses."""
     program, environment = [sys.executable, "-P", "-c", _APART], os.environ | {"PYTHONPATH": python_path()}
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:  # noqa: S603 - our own program
+    try:
+        return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603 - our own program
+    except OSError as error:
+        logger.info("no further process can be started (%s): the hierarchy is brought up to date in this one", error.strerror)
+        return None
+
+
+def _update_apart(settings: Settings, process: subprocess.Popen[bytes]) -> str | None:
+    """Let another process run the job; give the reason when it failed."""
+    with process:
         try:
             said = process.communicate(pickle.dumps(settings))[0]
         except BaseException:
@@ -322,8 +339,6 @@ def _update_apart(settings: Settings) -> str | None:
 
 def update_here(settings: Settings) -> str | None:
     """Let the hierarchy follow, in a process that does nothing else; give the reason when it failed."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("pixels_assets").setLevel(settings.log_level.upper())
     try:
         with shared_instance() as instance:
             return _carry_out_update(settings, instance)
@@ -362,7 +377,7 @@ def _execute(
             instance=instance,
             asset_selection=list(only) or None,
             run_config=run_config,
-            tags={PROCESS_TAG: process_tag(), "pixels/lake": str(settings.lake), "pixels/engine": settings.engine},
+            tags={PROCESS_TAG: process_tag(), LAKE_TAG: str(settings.lake), ENGINE_TAG: settings.engine},
             raise_on_error=False,
         )
     except dg.DagsterExecutionInterruptedError as interrupt:

@@ -15,6 +15,7 @@ import pixels_assets
 from pixels_assets import Catalog
 from pixels_assets.errors import PixelsError, SourceMissingError, UsageError
 from pixels_assets.lake.schema import LINKED, TABLES
+from pixels_assets.orchestration.instance import shared_instance
 from pixels_assets.settings import Limits
 
 ROOT = Path(pixels_assets.__file__).parents[1]
@@ -258,6 +259,9 @@ def test_after_many_batches_another_process_lets_the_hierarchy_follow(catalog, s
     with pytest.raises(PixelsError, match=r"instances and headers are not up to date: .*; run the same command again"):
         runs.ingest(catalog.settings, [source])
     (tmp_path / "rows").rename(rows)
-    runs.ingest(catalog.settings, [source])
+    # Without another process this one does it.
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    with shared_instance() as instance:
+        runs._update_rollups(catalog.settings, instance, said.append, 1)
     (length,) = catalog.sql("select bytes from series").fetchone()
     assert length == (source / "CT_small.dcm").stat().st_size

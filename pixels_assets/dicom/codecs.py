@@ -6,6 +6,7 @@ the data set: what a codestream says about its own size is compared with it befo
 
 import io
 import logging
+import math
 import struct
 import sys
 import threading
@@ -468,15 +469,22 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
 
 
 def _jpeg_2000_levels(data: bytes, start: int) -> int:
-    """Read the number of decomposition levels in the COD marker segment; 0 where components have their own (COC) or there is none to be found."""
-    levels, position = 0, start + 2
+    """Read the number of decomposition levels in the COD marker segment; 0 where components have their own (COC) or there is none to be found.
+
+    0 too where the QCD marker segment has fewer steps than that needs: OpenJPH reads beyond its end.
+    """
+    levels, steps, position = 0, 0.0, start + 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
+        length = max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
         if data[position + 1] == 0x53:
             return 0
         if data[position + 1] == 0x52 and position + 9 < len(data):
             levels = min(data[position + 9], 32)
-        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
-    return levels
+        elif data[position + 1] == 0x5C and position + 4 < len(data):
+            style = data[position + 4] & 0x1F  # one byte a step, one step for all, two bytes a step
+            steps = length - 3 if style == 0 else math.inf if style == 1 and length >= 5 else (length - 3) // 2
+        position += 2 + length
+    return levels if steps > 3 * levels else 0
 
 
 def _jpeg_xl_header(data: bytes) -> Codestream:
@@ -566,7 +574,8 @@ def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription
 
 
 def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> Array:
-    array: Array = imagecodecs.jpegls_decode(data)
+    # Where the end mark is missing, CharLS refuses a whole stream, and counts beyond the end of one cut short for seconds.
+    array: Array = imagecodecs.jpegls_decode(data if b"\xff\xd9" in data[-64:] else data + b"\xff\xd9")
     return array
 
 

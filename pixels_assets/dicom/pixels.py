@@ -505,10 +505,11 @@ def _by_extended_table(source: PixelSource, element: _Element, first: int, index
     offsets, lengths = value(source.dataset, "ExtendedOffsetTable"), value(source.dataset, "ExtendedOffsetTableLengths")
     if not isinstance(offsets, bytes) or not isinstance(lengths, bytes) or len(offsets) < 8 * frames or len(lengths) < 8 * frames:
         return []
-    position = first + int.from_bytes(offsets[8 * index : 8 * index + 8], "little")
+    before, offset = (int.from_bytes(offsets[8 * place : 8 * place + 8], "little") for place in (max(0, index - 1), index))
+    position = first + offset
     length = int.from_bytes(lengths[8 * index : 8 * index + 8], "little")
     item = _item(source, element, position)
-    if item is None or not 0 < length <= item[0] or position + 8 + length > element.stop:
+    if item is None or (index and before >= offset) or not 0 < length <= item[0] or position + 8 + length > element.stop:
         return []
     return [(position + 8, length)]
 
@@ -517,9 +518,13 @@ def _by_basic_table(source: PixelSource, element: _Element, first: int, entries:
     """Find a frame by the Basic Offset Table. Empty when the table is empty or does not fit what is there."""
     if entries != frames:
         return []
-    raw = _read(source, element.start + 8 + 4 * index, 8 if index + 1 < entries else 4)
-    position = first + int.from_bytes(raw[:4], "little")
-    stop = first + int.from_bytes(raw[4:], "little") if len(raw) == 8 else element.stop
+    places = range(max(0, index - 1), min(index + 2, entries))
+    raw = _read(source, element.start + 8 + 4 * places.start, 4 * len(places))
+    offsets = {place: int.from_bytes(raw[4 * at : 4 * at + 4], "little") for at, place in enumerate(places)}
+    if index and offsets[index - 1] >= offsets[index]:  # tables of zeros are met
+        return []
+    position = first + offsets[index]
+    stop = first + offsets[index + 1] if index + 1 in offsets else element.stop
     fragments: list[tuple[int, int]] = []
     while position < stop:
         item = _item(source, element, position)

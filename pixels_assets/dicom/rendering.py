@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixels_assets.dicom.codecs import Array, NoPixels, Reason
+from pixels_assets.dicom.codecs import Array, NoPixels, PixelDescription, Reason
 from pixels_assets.dicom.image import ImageHeader, has, is_big_endian, item, number, numbers, text, value
 from pixels_assets.dicom.pixels import Frame
 
@@ -296,7 +296,10 @@ def _average_integers(array: Array, block: Block) -> Floats:
     """Average whole blocks of small integers: sums in 16 bits where they fit, which is half of the memory traffic."""
     area = block[0] * block[1]
     most = int(array.max()) if array.dtype.kind == "u" else max(int(array.max()), -int(array.min()))
-    small = np.dtype(f"{array.dtype.kind}2") if most * area < 1 << (16 - (array.dtype.kind == "i")) else np.dtype(np.int32)
+    if most * area < 1 << (16 - (array.dtype.kind == "i")):
+        small = np.dtype(f"{array.dtype.kind}2")
+    else:
+        small = np.dtype(np.int32 if most * area < 1 << 31 else np.int64)
     total = array[:: block[0]].astype(small) if block[0] == 1 else np.add(array[:: block[0]], array[1 :: block[0]], dtype=small)
     for step in range(2, block[0]):
         np.add(total, array[step :: block[0]], out=total, casting="unsafe")
@@ -408,7 +411,8 @@ def read_palette(dataset: ImageHeader) -> Palette | None:
         if raw is not None:
             channel = _lut_entries(raw, entries, bits, dataset)
         else:
-            channel = _expand_segments(_lut_entries(value(dataset, f"Segmented{colour}PaletteColorLookupTableData"), None, bits, dataset), entries)
+            words = _lut_entries(value(dataset, f"Segmented{colour}PaletteColorLookupTableData"), None, bits, dataset)
+            channel = _expand_segments(words, entries, bits)
         if not channel.size:
             return None
         channels.append(channel)
@@ -442,30 +446,44 @@ def _lut_entries(raw: object, entries: int | None, bits: int, dataset: ImageHead
     return np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype(np.uint16)[:entries]
 
 
-def _expand_segments(words: NDArray[np.uint16], entries: int) -> NDArray[np.uint16]:
+def _expand_segments(words: NDArray[np.uint16], entries: int, bits: int) -> NDArray[np.uint16]:
     """Expand a segmented lookup table: discrete, linear and indirect segments (DICOM PS3.3 C.7.9.2), to `entries` and no further."""
     expanded: list[int] = []
-    _expand_into(expanded, words, entries, 0, len(words), count=None, nested=False)
+    _Segments(words, entries, 1 if bits <= 8 else 2).expand(expanded, 0)
     return np.array(expanded[:entries], np.uint16)
 
 
-def _expand_into(expanded: list[int], words: NDArray[np.uint16], entries: int, position: int, stop: int, *, count: int | None, nested: bool) -> None:
-    done = 0
-    while position + 2 <= stop and len(expanded) < entries and (count is None or done < count):
-        kind, length = int(words[position]), int(words[position + 1])
-        position, done = position + 2, done + 1
-        if kind == 0:
-            expanded.extend(words[position : position + length].tolist())
-            position += length
-        elif kind == 1 and expanded and position < stop:
-            expanded.extend(np.rint(np.linspace(expanded[-1], int(words[position]), length + 1)[1:]).astype(int).tolist())
-            position += 1
-        elif kind == 2 and not nested and position + 2 <= stop:
-            target = int(words[position]) | int(words[position + 1]) << 16
-            _expand_into(expanded, words, entries, target, stop, count=length, nested=True)
-            position += 2
-        else:
-            return
+class _Segments:
+    """The segments of a lookup table, as numbers of `width` bytes each."""
+
+    def __init__(self, words: NDArray[np.uint16], entries: int, width: int) -> None:
+        self._words, self._entries, self._width = words, entries, width
+        self._starts: set[int] = set()
+
+    def expand(self, expanded: list[int], position: int, count: int | None = None) -> None:
+        """Append the entries of segments, of all of them or of `count` that an indirect one copies."""
+        words, done = self._words, 0
+        while position + 2 <= len(words) and len(expanded) < self._entries and (count is None or done < count):
+            self._starts.add(position)
+            kind, length = int(words[position]), int(words[position + 1])
+            position, done = position + 2, done + 1
+            if kind == 0:
+                expanded.extend(words[position : position + length].tolist())
+                position += length
+            elif kind == 1 and expanded and position < len(words):
+                expanded.extend(np.rint(np.linspace(expanded[-1], int(words[position]), length + 1)[1:]).astype(int).tolist())
+                position += 1
+            elif kind == 2 and count is None and position + 4 // self._width <= len(words):
+                self.expand(expanded, self._target(position), length)
+                position += 4 // self._width
+            else:
+                return
+
+    def _target(self, position: int) -> int:
+        """Where the segments start that an indirect one copies: an offset in bytes, which some writers count in entries."""
+        offset = sum(int(self._words[position + place]) << 8 * self._width * place for place in range(4 // self._width))
+        at, odd = divmod(offset, self._width)
+        return offset if odd or (at not in self._starts and offset in self._starts) else at
 
 
 # Grey
@@ -475,13 +493,16 @@ def _render_grey(frame: Frame, dataset: ImageHeader, block: Block, window: Windo
     array = frame.array if frame.array.ndim == 2 else frame.array[:, :, 0]
     sample = array[:: -(-array.shape[0] // _SAMPLE_SIDE), :: -(-array.shape[1] // _SAMPLE_SIDE)]
     sample = _without_padding(sample, dataset)
-    convert = _modality_lut(dataset) if array.dtype.kind in "ui" else _finite
-    if convert is None:
-        slope, intercept = _rescale(dataset, frame.index)
-        values = _shrink(array, block)
+    slope, intercept = _rescale(dataset, frame.index)
+    if array.dtype.kind in "ui":
+        convert = _modality_lut(dataset)
+        slope, intercept = (slope, intercept) if convert is None else (1.0, 0.0)
     else:
-        slope, intercept = 1.0, 0.0
-        values, sample = _shrink(array, block, convert), convert(sample)
+        convert = partial(_finite, least=float(sample.min()) if sample.size else 0.0, most=1e30 / max(1.0, abs(slope)))
+    signed = convert is None and _least(frame.description, slope, intercept) < 0
+    values = _shrink(array, block, convert)
+    if convert is not None:
+        sample = convert(sample)
     known = sample.astype(np.float32) if sample.size else values.reshape(-1)
     is_narrow = convert is None and array.dtype.itemsize <= 2
     if (slope, intercept) != (1.0, 0.0):
@@ -495,7 +516,7 @@ def _render_grey(frame: Frame, dataset: ImageHeader, block: Block, window: Windo
     elif frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
         shade = partial(_segments, frame=frame, dataset=dataset)
     else:
-        shade = _voi(dataset, frame.index, known, partial(_rescaled, values, slope, intercept))
+        shade = _voi(dataset, frame.index, known, partial(_rescaled, values, slope, intercept), signed=signed)
     if is_narrow and isinstance(shade, Window):
         shade = partial(shade.of_stored, slope=slope, intercept=intercept)
     else:
@@ -520,13 +541,12 @@ def _segments(values: Floats, frame: Frame, dataset: ImageHeader) -> Grey:
     return _to_bytes(values * np.float32(255 / highest))
 
 
-def _finite(array: Array) -> Array:
-    """Replace what is not a number by the least finite value, infinities by the extremes, and keep sums within float32."""
+def _finite(array: Array, least: float, most: float) -> Array:
+    """Replace what is not a finite number by the least value, and keep values within `most`, so that what becomes of them fits into float32."""
     finite = np.isfinite(array)
     if not finite.all():
-        least = array[finite].min() if finite.any() else 0
         array = np.where(finite, array, least)
-    return np.clip(array, -1e30, 1e30).astype(np.float32)
+    return np.clip(array, -most, most).astype(np.float32)
 
 
 def _without_padding(sample: Array, dataset: ImageHeader) -> Array:
@@ -567,12 +587,21 @@ class _Lut:
         return self.table.take(positions, mode="clip")
 
 
+def _least(description: PixelDescription, slope: float, intercept: float) -> float:
+    """Least value that rescaling may give."""
+    low = -(1 << (description.bits_stored - 1)) if description.signed else 0
+    return intercept + min(slope * low, slope * (low + (1 << description.bits_stored) - 1))
+
+
 def _modality_lut(dataset: ImageHeader) -> Callable[[Array], Array] | None:
-    return _read_lut(dataset, "ModalityLUTSequence")
+    return _read_lut(dataset, "ModalityLUTSequence", signed=number(dataset, "PixelRepresentation") == 1)
 
 
-def _read_lut(dataset: ImageHeader, keyword: str) -> _Lut | None:
-    """First item of a lookup table sequence (DICOM PS3.3 C.11.1.1, C.11.2.1.1); None when it is absent or unusable."""
+def _read_lut(dataset: ImageHeader, keyword: str, *, signed: bool) -> _Lut | None:
+    """First item of a lookup table sequence; None when it is absent or unusable.
+
+    Whether what it maps may be negative decides on the sign of the first value mapped (DICOM PS3.3 C.11.1.1, C.11.2.1.1), whatever its VR says.
+    """
     first_item = item(dataset, keyword, 0)
     if first_item is None:
         return None
@@ -581,12 +610,12 @@ def _read_lut(dataset: ImageHeader, keyword: str) -> _Lut | None:
         return None
     table = _lut_entries(raw, int(descriptor[0]) or 65536, int(descriptor[2]), first_item)
     first = int(descriptor[1])
-    if first > 32767 and number(dataset, "PixelRepresentation") == 1:
+    if first > 32767 and signed:
         first -= 65536
     return _Lut(first, table.astype(np.float32)) if table.size else None
 
 
-def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[], Floats]) -> Callable[[Floats], Grey]:
+def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[], Floats], *, signed: bool) -> Callable[[Floats], Grey]:
     """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
 
     Parameters
@@ -597,6 +626,8 @@ def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[],
         Sample of the values that count, padding left out.
     rescaled : callable
         Gives all values that will be shown, float32.
+    signed : bool
+        Whether values may be negative.
     """
     holder = functional_group(dataset, "FrameVOILUTSequence", index)
     window = _read_window(holder)
@@ -608,11 +639,11 @@ def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[],
     if low == high:
         values = rescaled()
         low, high = float(values.min()), float(values.max())
-    if low == high:
-        return _constant
+    if low == high:  # nothing to show: what the header says of that value
+        return window or _constant
     if window is not None and _is_useful(window, known, high - low):
         return window
-    lut = _read_lut(holder, "VOILUTSequence")
+    lut = _read_lut(holder, "VOILUTSequence", signed=signed)
     if lut is not None and lut.table.max() > lut.table.min():
         least, most = lut.table.min(), lut.table.max()
         return lambda values: _to_bytes((lut(np.rint(values)) - least) * (255 / (most - least)))

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from pixels_assets import __version__
@@ -71,7 +73,15 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
         yield
         service.index.close()
 
-    app = FastAPI(title="pixels DICOMweb", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="pixels DICOMweb",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"4XX": {"description": "The request cannot be understood, or is not for this client."}},
+    )
     app.state.service = service
     app.include_router(qido.routes(service), prefix=PREFIX)
     app.include_router(wado.routes(service), prefix=PREFIX)
@@ -83,6 +93,12 @@ def create_app(settings: Settings, web: WebSettings, ingest: Ingest | None = Non
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Exception) -> Response:
         return Response('{"detail":"the server is busy"}', 503, {"Retry-After": "2"}, "application/json")
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        # DICOM PS3.18 8.5: 400. Names of parameters, never the values.
+        names = sorted({str(item["loc"][-1]) for item in error.errors()})
+        return JSONResponse({"detail": f"missing or malformed: {', '.join(names)}"}, 400)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

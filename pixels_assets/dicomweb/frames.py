@@ -20,7 +20,7 @@ from pixels_assets.dicomweb.objects import Source
 from pixels_assets.intake.filetype import identify
 from pixels_assets.settings import Limits
 
-__all__ = ["PYDICOM", "FrameIndex", "header_of", "index_frames", "native_bytes", "read_stored"]
+__all__ = ["PYDICOM", "FrameIndex", "header_of", "index_frames", "native_bytes", "native_value", "read_stored"]
 
 PYDICOM = threading.Lock()
 """Held while pydicom reads or writes a data set: how it warns is a setting of the whole process."""
@@ -50,7 +50,7 @@ class FrameIndex:
     frames : int
         How many there are.
     description : PixelDescription or None
-        None where the data set does not describe its pixels, as for some videos.
+        None where the data set does not describe its pixels, as for some videos; only of encapsulated pixel data.
     native_start : int
         Position of the first frame of native pixel data, bytes; -1 for encapsulated ones.
     native_stop : int
@@ -128,12 +128,11 @@ def index_frames(header: Header) -> FrameIndex:
     if codec is Codec.REFERENCED:
         raise NoPixels(Reason.REFERENCED_PIXELS, "the pixel data is behind a URL, which is not followed")
     tag, start, stop, declared, big_endian = _element(source)
+    description, fault = None, None
     try:
         description = describe(source.dataset, tag)
-    except NoPixels:
-        if codec is not Codec.VIDEO:
-            raise
-        description = None
+    except NoPixels as error:
+        fault = error  # frames that lie in items are found without
     frames = max(1, int(number(source.dataset, "NumberOfFrames") or 1))
     inflated = header.stream.getvalue() if isinstance(header.stream, BytesIO) else None
     head = _read(source, start, 4)
@@ -152,6 +151,8 @@ def index_frames(header: Header) -> FrameIndex:
             firsts=firsts,
             inflated=inflated,
         )
+    if fault is not None:
+        raise fault
     assert description is not None
     bits = description.rows * description.columns * description.samples * description.bits_allocated
     if codec not in (Codec.NATIVE, Codec.UNCOMPRESSED) and not frames * bits // 8 <= stop - start <= frames * bits // 8 + 1:
@@ -175,6 +176,27 @@ def index_frames(header: Header) -> FrameIndex:
         swapped=big_endian or source.transfer_syntax == GE_BIG_ENDIAN_PIXELS,
         inflated=inflated,
     )
+
+
+def native_value(header: Header) -> bytes:
+    """Read the value of native pixel data as little endian, whatever the data set says of it.
+
+    Raises
+    ------
+    NoPixels
+        There is none.
+    """
+    source = PixelSource.of(header)
+    if source is None:
+        raise NoPixels(Reason.NO_PIXEL_DATA, "the object has no pixel data")
+    _, start, stop, _, big_endian = _element(source)
+    data = _read(source, start, stop - start)
+    bits = int(number(source.dataset, "BitsAllocated") or 16)
+    is_swapped = big_endian or source.transfer_syntax == GE_BIG_ENDIAN_PIXELS
+    if not is_swapped or bits not in {16, 32, 64}:
+        return data
+    whole = len(data) // (bits // 8) * (bits // 8)
+    return swapped_bytes(data[:whole], bits) + data[whole:]
 
 
 def read_stored(source: Source, index: FrameIndex, frame: int) -> bytes:

@@ -11,7 +11,7 @@ import re
 import time
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,6 +74,9 @@ class Guard:
         seen: dict[str, Any] = {"status": 0, "bytes": 0, "begun": False, "waited": 0.0}
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin = self._origin(headers)
+        method = scope["method"]
+        if method == "HEAD":  # what GET gives, without its body (RFC 9110 9.3.2)
+            scope = {**scope, "method": "GET"}
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -81,6 +84,8 @@ class Guard:
                 more = _HEADERS if not origin else [*_HEADERS[:3], *self._cors(origin)]
                 message = {**message, "headers": [*message["headers"], *more]}
             else:
+                if method == "HEAD":
+                    message = {**message, "body": b""}
                 seen["bytes"] += len(message.get("body", b""))
             begun = time.perf_counter()
             try:
@@ -127,13 +132,13 @@ class Guard:
             except _StoppedError:
                 logger.info("a client took too long to take its answer")
             finally:
-                self._note(scope, seen, time.perf_counter() - started)
+                self._note(method, scope, seen, time.perf_counter() - started)
 
     # --- who asks
 
     def _check(self, scope: Scope, headers: dict[str, str], origin: str) -> None:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or "" if host.isascii() and not set(host) & set("/?#@\\ ") else ""
+        name = _place(f"//{host}").hostname or "" if host.isascii() and not set(host) & set("/?#@\\ ") else ""
         # A page on the internet whose name leads here must not reach a server without a token (DNS rebinding).
         if self._local and not (is_loopback(name) or name == self._web.host or self._is_public(name)):
             raise _RefusedError(421, "this server answers to its own name only")
@@ -153,7 +158,7 @@ class Guard:
         return self._web.public_url is not None and urlsplit(self._web.public_url).hostname == name
 
     def _is_own(self, origin: str, host: str) -> bool:
-        parts = urlsplit(origin)
+        parts = _place(origin)
         return parts.netloc == host or (self._web.public_url is not None and parts.netloc == urlsplit(self._web.public_url).netloc)
 
     def _entering(self, scope: Scope) -> list[tuple[bytes, bytes]] | None:
@@ -193,11 +198,11 @@ class Guard:
 
     # --- what is written down
 
-    def _note(self, scope: Scope, seen: dict[str, Any], seconds: float) -> None:
+    def _note(self, method: str, scope: Scope, seen: dict[str, Any], seconds: float) -> None:
         route = scope.get("route")
         pattern = getattr(route, "path_format", None) or getattr(route, "path", None) or "-"
-        self._metrics.answered(scope["method"], pattern, seen["status"], seconds, seen["bytes"])
-        logger.info("%s %s %d %d bytes %.1f ms", scope["method"], pattern, seen["status"], seen["bytes"], 1000 * seconds)
+        self._metrics.answered(method, pattern, seen["status"], seconds, seen["bytes"])
+        logger.info("%s %s %d %d bytes %.1f ms", method, pattern, seen["status"], seen["bytes"], 1000 * seconds)
 
 
 def _with_slashes(scope: Scope) -> Scope:
@@ -207,6 +212,14 @@ def _with_slashes(scope: Scope) -> Scope:
         return scope
     path = re.sub(rb"(?i)%2f", quote(SLASH).encode(), raw.partition(b"?")[0])
     return {**scope, "path": unquote(path.decode("latin-1"))}
+
+
+def _place(address: str) -> SplitResult:
+    """Take an address apart; nothing of one with half a bracket."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _same(given: str, token: str) -> bool:

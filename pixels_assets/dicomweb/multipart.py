@@ -11,6 +11,7 @@ from python_multipart.multipart import MultipartParser
 __all__ = ["BadBody", "Boundary", "PartReader"]
 
 _HEADER_BYTES = 8192
+_PREAMBLE_BYTES = 65_536
 
 
 class Boundary:
@@ -74,6 +75,7 @@ class PartReader:
     _value: bytearray = field(default_factory=bytearray)
     _file: BinaryIO | None = None
     _parser: MultipartParser | None = None
+    _before: bytes = b""
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the body.
@@ -84,6 +86,9 @@ class PartReader:
             It is malformed.
         """
         if self._parser is None:
+            data = self._first(data)
+            if not data:
+                return
             callbacks = {
                 "on_part_begin": self._begin,
                 "on_part_data": self._data,
@@ -100,6 +105,21 @@ class PartReader:
         except FormParserError as error:
             msg = f"the multipart body is malformed ({type(error).__name__})"
             raise BadBody(msg) from None
+
+    def _first(self, data: bytes) -> bytes:
+        """Bytes from the first boundary on; nothing as long as it has not come. What lies before it means nothing (RFC 2046 5.1.1)."""
+        self._before += data
+        mark = b"--" + self.boundary
+        at = self._before.find(mark)
+        while at > 0 and self._before[at - 1 : at] != b"\n":
+            at = self._before.find(mark, at + 1)
+        if at < 0:
+            if len(self._before) > _PREAMBLE_BYTES:
+                msg = f"the boundary is not among the first {_PREAMBLE_BYTES} bytes of the multipart body"
+                raise BadBody(msg)
+            return b""
+        found, self._before = self._before[at:], b""
+        return found
 
     def _begin(self) -> None:
         self._headers = {}

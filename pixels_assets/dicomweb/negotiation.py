@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ANY_SYNTAX", "DICOM", "JSON", "OCTETS", "MediaRange", "NotAcceptable", "accepted", "choose", "content_type", "parse_accept"]
+__all__ = ["ANY_SYNTAX", "DICOM", "JSON", "OCTETS", "MediaRange", "NotAcceptable", "accepted", "choose", "content_type", "parse_accept", "takes_gzip"]
 
 DICOM = "application/dicom"
 JSON = "application/dicom+json"
@@ -89,10 +89,20 @@ def _quality(text: str) -> float:
         return 1.0
 
 
-def accepted(header: str | None, query: str | None) -> list[MediaRange]:
+def accepted(headers: Iterable[str], query: str | None) -> list[MediaRange]:
     """Give what a client accepts: the query parameter before the header (DICOM PS3.18 8.3.3.1), anything when it says nothing."""
     found = parse_accept(query) if query else []
-    return found or parse_accept(header or "") or ([MediaRange("*/*")] if not (header or "").strip() else [])
+    header = ", ".join(headers)  # several lines are one list (RFC 9110 5.3)
+    return found or parse_accept(header) or ([MediaRange("*/*")] if not header.strip(" ,") else [])
+
+
+def takes_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding header names gzip, and not to refuse it."""
+    for item in header.lower().split(","):
+        name, _, quality = item.partition(";")
+        if name.strip() == "gzip":
+            return _quality(quality.partition("=")[2].strip() or "1") > 0
+    return False
 
 
 def choose(wanted: Iterable[MediaRange], offered: Sequence[str]) -> tuple[str, MediaRange]:

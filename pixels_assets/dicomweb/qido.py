@@ -419,7 +419,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 async def _respond(service: Service, request: Request, level: str, study: str | None = None, series: str | None = None) -> Response:
     try:
         query = parse_query(request.url.query)
-        media, _ = choose(accepted(request.headers.get("accept"), request.query_params.get("accept")), [JSON, "application/json"])
+        media, _ = choose(accepted(request.headers.getlist("accept"), request.query_params.get("accept")), [JSON, "application/json"])
     except BadQuery as error:
         raise HTTPException(400, str(error)) from error
     except NotAcceptable as error:

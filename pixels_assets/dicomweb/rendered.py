@@ -25,7 +25,7 @@ from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
 from pixels_assets.dicomweb.negotiation import DICOM, MediaRange, NotAcceptable, accepted, choose
 from pixels_assets.dicomweb.objects import Gone
-from pixels_assets.dicomweb.sending import HeldResponse
+from pixels_assets.dicomweb.sending import HeldResponse, Taken
 from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import MEDIA, bytes_of, find, find_all, frame_bytes, parse_frames, problem, send_instance
 
@@ -36,6 +36,8 @@ MOST_PIXELS = 64 * 1024 * 1024
 MOST_PICTURES = 200
 """Pictures of one answer about a study or series."""
 _QUALITY = 90
+_ALL: Region = (0.0, 0.0, 1e9, 1e9)
+"""Region of a viewport that names none: to the edges, whatever lies behind them."""
 _DOCUMENT = 0x00420011
 
 
@@ -68,11 +70,28 @@ def parse_view(parameters: Any) -> View:
     HTTPException
         400: one is malformed.
     """
-    quality = parameters.get("quality") or parameters.get("imageQuality")
-    if quality and not (quality.isascii() and quality.isdigit() and 1 <= int(quality[:9]) <= 100):
+    quality = parameters.get("quality", parameters.get("imageQuality"))
+    if quality is not None and not (quality.isascii() and quality.isdigit() and 1 <= int(quality[:9]) <= 100):
         raise HTTPException(400, "quality is a number from 1 to 100")
     viewport, region = _viewport(parameters.get("viewport", ""))
     return View(viewport, region, _window(parameters.get("window", "")), int(quality) if quality else _QUALITY)
+
+
+def _warnings(parameters: Any) -> list[str]:
+    """Say that nothing is written into pictures, to those who ask for it (DICOM PS3.18 8.3.5.1.1).
+
+    Raises
+    ------
+    HTTPException
+        400: it is no annotation that they ask for.
+    """
+    asked = parameters.get("annotation")
+    if asked is None:
+        return []
+    values = [value.strip() for value in asked.split(",")]
+    if not set(values) <= {"patient", "technique"}:
+        raise HTTPException(400, "annotation is patient, technique, or both")
+    return [f'299 pixels: "The following annotation values are not supported: {", ".join(values)}"']
 
 
 def _viewport(text: str) -> tuple[tuple[int, int] | None, Region | None]:
@@ -81,7 +100,7 @@ def _viewport(text: str) -> tuple[tuple[int, int] | None, Region | None]:
     parts = text.split(",")
     numbers = [_number(part) for part in parts]
     sizes = numbers[:2]
-    valid = len(parts) in {2, 6} and all(size is not None and 1 <= size <= 16384 for size in sizes)
+    valid = 2 <= len(parts) <= 6 and all(size is not None and 1 <= size <= 16384 for size in sizes)
     if (
         not valid
         or math.prod(size or 0 for size in sizes) > MOST_PIXELS
@@ -89,9 +108,9 @@ def _viewport(text: str) -> tuple[tuple[int, int] | None, Region | None]:
     ):
         raise HTTPException(400, f"viewport is width,height or width,height,left,top,width,height, of at most {MOST_PIXELS} pixels")
     region = None
-    if len(parts) == 6:
-        left, top, width, height = numbers[2] or 0.0, numbers[3] or 0.0, numbers[4], numbers[5]
-        if width is None or height is None or width == 0 or height == 0:
+    if len(parts) > 2:
+        left, top, width, height = (_ALL[at] if number is None else number for at, number in enumerate([*numbers[2:], None, None, None][:4]))
+        if width == 0 or height == 0:
             raise HTTPException(400, "the region of a viewport has a width and a height")
         region = (left, top, width, height)
     return (int(sizes[0] or 1), int(sizes[1] or 1)), region
@@ -147,7 +166,7 @@ def _encode(shown: NDArray[np.uint8], media: str, quality: int) -> bytes:
 
 
 def _wanted(request: Request) -> list[MediaRange]:
-    return accepted(request.headers.get("accept"), request.query_params.get("accept"))
+    return accepted(request.headers.getlist("accept"), request.query_params.get("accept"))
 
 
 def _choose_picture(wanted: Sequence[MediaRange]) -> tuple[str, MediaRange]:
@@ -169,8 +188,14 @@ def _document(service: Service, snapshot: Snapshot, instance: Instance) -> tuple
         return media if media.isprintable() and media.isascii() and media.count("/") == 1 else "application/octet-stream", data
 
 
+def _check_numbers(instance: Instance, numbers: Sequence[int]) -> None:
+    frames = instance.values.get("NumberOfFrames")
+    if max(numbers) >= (frames if isinstance(frames, int) and frames > 1 else 1):
+        raise NoPixels(Reason.NO_SUCH_FRAME, "the object has no frame of that number")
+
+
 async def _rendered(service: Service, request: Request, snapshot: Snapshot, instance: Instance, numbers: list[int]) -> Response:
-    view = parse_view(request.query_params)
+    view, warnings = parse_view(request.query_params), _warnings(request.query_params)
     wanted = _wanted(request)
     if instance.values.get("MIMETypeOfEncapsulatedDocument"):
         document, taken = await service.made(_document, service, snapshot, instance, size=lambda found: len(found[1]) if found else 0)
@@ -186,11 +211,13 @@ async def _rendered(service: Service, request: Request, snapshot: Snapshot, inst
     if MEDIA.get(instance.transfer_syntax.removesuffix(".1"), "").startswith("video/"):
         return await _video(service, request, snapshot, instance, wanted)
     media, chosen = _choose_picture(wanted)
+    _check_numbers(instance, numbers)
+    said = {"Warning": ", ".join(warnings)} if warnings else {}
     first, taken = await service.made(_picture, service, snapshot, instance, numbers[0], view, media, size=len)
     if len(numbers) == 1 and not chosen.multipart:
-        return HeldResponse([first], taken, headers={"Content-Type": media, "Cache-Control": "private, max-age=60"})
+        return HeldResponse([first], taken, headers={"Content-Type": media, "Cache-Control": "private, max-age=60", **said})
     boundary = Boundary()
-    headers = {"Content-Type": boundary.content_type(media)}
+    headers = {"Content-Type": boundary.content_type(media), **said}
     if len(numbers) == 1:
         return HeldResponse([boundary.head(media, len(first)), first, b"\r\n" + boundary.tail], taken, headers=headers)
     ready = [(first, taken)]  # not held by the closure once it is sent
@@ -281,24 +308,44 @@ def routes(service: Service) -> APIRouter:
 
     async def pictures(request: Request, snapshot: Snapshot, instances: list[Instance]) -> Response:
         """Send a picture of each of some objects."""
-        view = parse_view(request.query_params)
+        view, warnings = parse_view(request.query_params), _warnings(request.query_params)
         try:
             media, _ = _choose_picture(_wanted(request))
         except NotAcceptable as error:
             raise problem(error) from error
-        found = []
-        for item in instances[:MOST_PICTURES]:
-            try:
-                found.append((media, await service.decode(_picture, service, snapshot, item, 0, view, media)))
-            except (Gone, NoPixels):
-                continue
-        if not found:
-            raise HTTPException(404, "none of the objects can be shown")
+        refused = HTTPException(404, "none of the objects can be shown")
+
+        async def made() -> AsyncIterator[tuple[bytes, Taken]]:
+            nonlocal refused
+            for item in instances[:MOST_PICTURES]:
+                try:
+                    picture = await service.made(_picture, service, snapshot, item, 0, view, media, size=len)
+                except (Gone, NoPixels):
+                    continue
+                except (HTTPException, NotAcceptable) as error:  # not of this object in this view
+                    refused = error if isinstance(error, HTTPException) else problem(error)
+                    continue
+                yield picture
+
+        found = made()
+        ready = await anext(found, None)
+        if ready is None:
+            raise refused
         boundary = Boundary()
-        headers = {"Content-Type": boundary.content_type(media)}
         if len(instances) > MOST_PICTURES:
-            headers["Warning"] = f'299 pixels: "Only the first {MOST_PICTURES} objects are shown."'
-        return Response(boundary.join(found), headers=headers)
+            warnings.append(f'299 pixels: "Only the first {MOST_PICTURES} objects are shown."')
+        headers = {"Content-Type": boundary.content_type(media)} | ({"Warning": ", ".join(warnings)} if warnings else {})
+
+        async def parts() -> AsyncIterator[bytes]:
+            nonlocal ready
+            while ready is not None:
+                (data, taken), ready = ready, None
+                with taken:
+                    yield boundary.head(media, len(data)) + data + b"\r\n"
+                ready = await anext(found, None)
+            yield boundary.tail
+
+        return StreamingResponse(parts(), headers=headers)
 
     async def one(request: Request, snapshot: Snapshot, instance: Instance, numbers: list[int]) -> Response:
         try:
@@ -348,10 +395,20 @@ def routes(service: Service) -> APIRouter:
         return await thumbnail(request, *await find_all(service, study, series))
 
     @router.get("/studies/{study}/series/{series}/instances/{instance}/thumbnail", responses=answers, openapi_extra=shape)
-    @router.get("/studies/{study}/series/{series}/instances/{instance}/frames/{frame}/thumbnail", responses=answers, openapi_extra=shape)
     async def thumbnail_of_instance(request: Request, study: Uid, series: Uid, instance: Uid) -> Response:
         """Send a small picture of an object: that of the catalog."""
         snapshot, found = await find(service, study, series, instance)
+        return await thumbnail(request, snapshot, [found])
+
+    @router.get("/studies/{study}/series/{series}/instances/{instance}/frames/{frame}/thumbnail", responses=answers, openapi_extra=shape)
+    async def thumbnail_of_frame(request: Request, study: Uid, series: Uid, instance: Uid, frame: str) -> Response:
+        """Send a small picture of the object that a frame belongs to."""
+        numbers = parse_frames(frame)
+        snapshot, found = await find(service, study, series, instance)
+        try:
+            _check_numbers(found, numbers)
+        except NoPixels as error:
+            raise problem(error) from error
         return await thumbnail(request, snapshot, [found])
 
     return router

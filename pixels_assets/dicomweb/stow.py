@@ -29,11 +29,11 @@ from starlette.requests import ClientDisconnect
 
 from pixels_assets.dicom.reader import Header
 from pixels_assets.dicomweb.frames import header_of
-from pixels_assets.dicomweb.index import Instance
+from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.metrics import Metrics
 from pixels_assets.dicomweb.multipart import BadBody, PartReader
 from pixels_assets.dicomweb.negotiation import DICOM, JSON, RELATED, NotAcceptable, accepted, choose, content_type
-from pixels_assets.dicomweb.objects import file_source
+from pixels_assets.dicomweb.objects import Gone, file_source
 from pixels_assets.dicomweb.service import Service, Uid
 from pixels_assets.dicomweb.wado import base_url, find, find_all
 from pixels_assets.errors import PixelsError
@@ -155,26 +155,36 @@ class Storage:
         elif study is not None and received.study != study:
             received.failure = OTHER_STUDY
 
-    def keep(self, received: _Received, known: Instance | None) -> None:
+    def keep(self, received: _Received, snapshot: Snapshot, known: Instance | None) -> None:
         """Move an object to its place; identical bytes are there once, and so is what the catalog has from elsewhere."""
         folder = self.folder / received.study / received.series
         number = 1
         while True:
             place = folder / (f"{received.uid}.dcm" if number == 1 else f"{received.uid}~{number}.dcm")
-            if not place.exists():
-                break
-            if _hash(place) == received.content_hash:
-                received.file = place
-                received.warning = KEPT_AS_VERSION if number > 1 else 0
+            if place.exists():
+                if _hash(place) == received.content_hash:
+                    received.file = place
+                    received.warning = KEPT_AS_VERSION if number > 1 else 0
+                    return
+            elif number == 1 and known is not None and known.content_hash == received.content_hash and self._is_there(snapshot, known):
                 return
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                if _move(received.file, place):
+                    break
+                continue  # another request was quicker
             number += 1
-        if number == 1 and known is not None and known.content_hash == received.content_hash:
-            return
-        if number > 1 or known is not None:
+        if number > 1 or (known is not None and known.content_hash != received.content_hash):
             received.warning = KEPT_AS_VERSION
-        folder.mkdir(parents=True, exist_ok=True)
-        received.file.rename(place)
         received.file = place
+
+    def _is_there(self, snapshot: Snapshot, known: Instance) -> bool:
+        """Whether what the catalog has can still be read: the client may drop its own after this answer."""
+        try:
+            with self._service.objects.open(known, snapshot.roots):
+                return True
+        except Gone:
+            return False
 
     async def catalogue(self) -> None:
         """Run the ingest, once for all requests that wait for it, and load what it brought in.
@@ -209,10 +219,32 @@ class Storage:
                 if file.exists():
                     place = target / item.study / item.series / file.name
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    file.rename(place)
+                    shutil.move(file, place)
             for empty in (folder, folder.parent):
                 with contextlib.suppress(OSError):
                     empty.rmdir()
+
+
+def _move(file: Path, place: Path) -> bool:
+    """Move a file to a place that is free; False when it is so no longer."""
+    try:
+        place.hardlink_to(file)  # unlike a rename it never takes the place of another file
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
+        if error.errno == errno.EXDEV:  # the folder is a file system of its own
+            near = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
+            try:
+                shutil.copyfile(file, near)
+                with near.open("rb") as copied:
+                    os.fsync(copied.fileno())
+                return _move(near, place)
+            finally:
+                near.unlink(missing_ok=True)
+        file.rename(place)  # a file system without links
+    return True
 
 
 def _hash(file: Path) -> str:
@@ -337,7 +369,7 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
         if service.ingest is None:
             raise HTTPException(403, "this server stores nothing")
         try:
-            media, _ = choose(accepted(request.headers.get("accept"), request.query_params.get("accept")), [JSON, "application/json"])
+            media, _ = choose(accepted(request.headers.getlist("accept"), request.query_params.get("accept")), [JSON, "application/json"])
         except NotAcceptable as error:
             raise HTTPException(406, str(error)) from error
         try:
@@ -434,7 +466,7 @@ async def _keep(service: Service, storage: Storage, received: list[_Received], s
             continue
         found = await service.run(service.index.select, snapshot, "SOPInstanceUID = ?", [item.uid])
         before = item.file
-        await service.run(storage.keep, item, found[0] if found else None)
+        await service.run(storage.keep, item, snapshot, found[0] if found else None)
         new = new or item.file != before
     if not new:
         return

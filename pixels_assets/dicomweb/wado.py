@@ -21,10 +21,10 @@ from pixels_assets.dicom.codecs import Codec, NoPixels, Reason
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header
 from pixels_assets.dicom.transfer_syntax import EXPLICIT_LITTLE, IMPLICIT_LITTLE
-from pixels_assets.dicomweb.frames import FrameIndex, decode_frame, header_of, is_plain, native_bytes, read_stored, swapped_bytes
+from pixels_assets.dicomweb.frames import FrameIndex, decode_frame, header_of, is_plain, native_bytes, native_value, read_stored, swapped_bytes
 from pixels_assets.dicomweb.index import Instance, Snapshot
 from pixels_assets.dicomweb.multipart import Boundary
-from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose
+from pixels_assets.dicomweb.negotiation import ANY_SYNTAX, DICOM, JSON, OCTETS, MediaRange, NotAcceptable, accepted, choose, takes_gzip
 from pixels_assets.dicomweb.objects import Gone, Source
 from pixels_assets.dicomweb.sending import SLICE, HeldResponse, Taken, sliced
 from pixels_assets.dicomweb.service import PREFIX, Service, Uid, is_loopback
@@ -48,6 +48,8 @@ MEDIA = {
     **{f"1.2.840.10008.1.2.4.{number}": "video/mp4" for number in range(102, 109)},
 }
 """Media types of compressed frames (DICOM PS3.18 Table 8.7.3-5)."""
+_ABSENT = frozenset({Reason.NO_PIXEL_DATA, Reason.NO_SUCH_FRAME, Reason.PIXEL_DATA_TRUNCATED, Reason.REFERENCED_PIXELS})
+"""Why there is nothing, and not only not in this form."""
 _REFERENCE = b'"BulkDataURI":"bulkdata/'
 """How the catalog writes references. No value can hold it: quotes within text are escaped."""
 
@@ -70,8 +72,7 @@ def problem(error: Exception) -> HTTPException:
     if isinstance(error, Gone):
         return HTTPException(410, str(error))
     if isinstance(error, NoPixels):
-        missing = {Reason.NO_PIXEL_DATA, Reason.NO_SUCH_FRAME, Reason.PIXEL_DATA_TRUNCATED, Reason.REFERENCED_PIXELS}
-        return HTTPException(404 if error.code in missing else 406, error.message)
+        return HTTPException(404 if error.code in _ABSENT else 406, error.message)
     raise error
 
 
@@ -123,7 +124,7 @@ async def find(service: Service, study: str, series: str, uid: str) -> tuple[Sna
 
 
 def _accepted(request: Request) -> list[MediaRange]:
-    return accepted(request.headers.get("accept"), request.query_params.get("accept"))
+    return accepted(request.headers.getlist("accept"), request.query_params.get("accept"))
 
 
 # Whole objects
@@ -327,7 +328,7 @@ async def _send_metadata(service: Service, request: Request, snapshot: Snapshot,
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
     if tag in request.headers.get("if-none-match", "") or request.headers.get("if-none-match") == "*":
         return Response(status_code=304, headers=headers)
-    if "gzip" in request.headers.get("accept-encoding", ""):
+    if takes_gzip(request.headers.get("accept-encoding", "")):
         return Response(zipped, media_type=media, headers=headers | {"Content-Encoding": "gzip"})
     return Response(body, media_type=media, headers=headers)
 
@@ -466,29 +467,32 @@ async def _send_frames(service: Service, request: Request, snapshot: Snapshot, i
 _WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
-def _bulk(service: Service, snapshot: Snapshot, instance: Instance, path: str) -> list[bytes]:
-    """Bytes of one element; of encapsulated pixel data, one piece for each frame."""
-    if path in {"7FE00010", "7FE00008", "7FE00009"}:
-        index = service.frame_index(snapshot, instance)
-        if index.codec is Codec.VIDEO or not index.is_native:
-            return frame_bytes(service, snapshot, instance, index, range(index.frames), decode=False)
-        pieces = frame_bytes(service, snapshot, instance, index, range(_whole_frames(index)), decode=False)
-        return [b"".join(pieces)]
+def _bulk(service: Service, snapshot: Snapshot, instance: Instance, path: str) -> tuple[str, list[bytes]]:
+    """Media type and bytes of one element; of encapsulated pixel data, one piece for each frame."""
+    is_pixels = path in {"7FE00010", "7FE00008", "7FE00009"}
+    if is_pixels:
+        try:
+            index = service.frame_index(snapshot, instance)
+        except NoPixels as error:
+            if error.code in _ABSENT:
+                raise
+        else:
+            if not index.is_native:
+                media = f"{OCTETS}; transfer-syntax={index.transfer_syntax}"
+                return media, frame_bytes(service, snapshot, instance, index, range(index.frames), decode=False)
     with service.objects.open(instance, snapshot.roots) as source:
         header = header_of(source, service.settings.limits)
         if not isinstance(header, Header):
             msg = "the header can no longer be read"
             raise Gone(msg)
+        if is_pixels:
+            return OCTETS, [native_value(header)]
         data, vr = _bytes_at(header, path)
         if data is None:
             raise HTTPException(404, "the element holds no bulk data")
         little = header.dataset.original_encoding[1] is not False
         width = 1 if little else _WORDS.get(vr, 1)
-        return [data if width == 1 else _swap(data, width)]
-
-
-def _whole_frames(index: FrameIndex) -> int:
-    return min(index.frames, (index.native_stop - index.native_start) * 8 // max(1, index.frame_bits))
+        return OCTETS, [data if width == 1 else _swap(data, width)]
 
 
 def _swap(data: bytes, width: int) -> bytes:
@@ -521,14 +525,14 @@ def _bytes_at(header: Header, path: str) -> tuple[bytes | None, str]:
 async def _send_bulk(service: Service, request: Request, snapshot: Snapshot, instance: Instance, path: str) -> Response:
     try:
         _, wanted = choose(_accepted(request), [OCTETS])
-        pieces, taken = await service.made(_bulk, service, snapshot, instance, path, size=lambda found: sum(map(len, found)))
+        (media, pieces), taken = await service.made(_bulk, service, snapshot, instance, path, size=lambda found: sum(map(len, found[1])))
     except (Gone, NoPixels, NotAcceptable) as error:
         raise problem(error) from error
     if wanted.multipart or len(pieces) > 1:
         boundary = Boundary()
-        parts = [part for piece in pieces for part in (boundary.head(OCTETS, len(piece)), piece, b"\r\n")]
+        parts = [part for piece in pieces for part in (boundary.head(media, len(piece)), piece, b"\r\n")]
         return HeldResponse([*parts, boundary.tail], taken, headers={"Content-Type": boundary.content_type(OCTETS)})
-    return HeldResponse(pieces, taken, headers={"Content-Type": OCTETS})
+    return HeldResponse(pieces, taken, headers={"Content-Type": media})
 
 
 def routes(service: Service) -> APIRouter:

@@ -412,7 +412,7 @@ def start_workers(count: int, worker_bytes: int) -> None:
 
 
 def take_worker(worker_bytes: int) -> WorkerProcess:
-    """Hand out a process that waits and is limited to this much memory, or start one.
+    """Hand out a process that waits, is limited to this much memory and was started in the environment as it is now, or start one.
 
     Raises
     ------
@@ -421,7 +421,7 @@ def take_worker(worker_bytes: int) -> WorkerProcess:
     """
     for worker in [worker for worker in _keeper.waiting if worker.worker_bytes == worker_bytes]:
         _keeper.waiting.remove(worker)
-        if worker.process.poll() is None:
+        if worker.process.template.environment == _environment() and worker.process.poll() is None:
             return worker
         worker.close()
     return WorkerProcess(worker_bytes)

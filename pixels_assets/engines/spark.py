@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyspark import Accumulator, InheritableThread, SparkContext
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _CANCEL_SECONDS = 10.0
 _STALLED_SECONDS = 30.0
+_MASTER_SECONDS = 10.0
+_MASTERS = re.compile(r"local|yarn$|k8s://|spark://")
 _LOOPBACK = re.compile(r"local\b|spark://(127\.|localhost\b|\[::1\])")
 _GLOB = re.compile(r"([\\{}\[\]*?])")
 _TELLING = re.compile(r"ModuleNotFoundError: [^\n]*|\[PYTHON_VERSION_MISMATCH\][^\n]*")
@@ -110,6 +114,7 @@ def starting(master: str) -> Iterator[None]:
         Spark does not start.
     """
     require_java()
+    require_master(master)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
@@ -139,6 +144,51 @@ def require_java() -> None:
         where = f"in JAVA_HOME={home}" if home else "on the PATH"
         msg = f"Spark needs Java 17 or later, and there is none {where}: apt-get install default-jre-headless, or use --engine local"
         raise UsageError(msg)
+
+
+def require_master(master: str) -> None:
+    """Look whether a master can be one, and whether Spark's own kind is there: Spark itself tries for minutes, and no setting bounds that.
+
+    Nothing is asked when a session is running in this process, which then is the one that is used.
+
+    Parameters
+    ----------
+    master : str
+        URL; an empty one is this machine.
+
+    Raises
+    ------
+    UsageError
+        There are no such masters, or the URL has no host and port.
+    WorkerError
+        None of them is there.
+    """
+    if not master or SparkContext._active_spark_context is not None:
+        return
+    if not _MASTERS.match(master):
+        msg = f"spark_master is {master!r}; use spark://host:7077, yarn, k8s://host:port or local[2]"
+        raise UsageError(msg)
+    if not master.startswith("spark://"):
+        return
+    reason = "no answer"
+    for place in master.removeprefix("spark://").split(","):
+        try:
+            address = urlsplit(f"spark://{place}")
+            host, port = address.hostname, address.port
+        except ValueError:
+            host = port = None
+        if not host or not port:
+            msg = f"spark_master is {master!r}; use spark://host:7077, several as spark://host:7077,other:7077"
+            raise UsageError(msg)
+        try:
+            with socket.create_connection((host, port), _MASTER_SECONDS):
+                return
+        except TimeoutError:
+            reason = f"no answer within {_MASTER_SECONDS:.0f} s"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+    msg = f"Spark's master {master} cannot be reached: {reason}; is it running, and is that its host and port?"
+    raise WorkerError(msg)
 
 
 # --------------------------------------------------------------------------------------------------------------------------------------- engine

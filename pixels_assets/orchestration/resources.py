@@ -19,6 +19,9 @@ from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.schema import TABLES
 from pixels_assets.settings import Limits, Settings
 
+LAKE_TAG, ENGINE_TAG = "pixels/lake", "pixels/engine"
+"""Tags of runs: which lake they write, and what indexes objects."""
+
 _SETTINGS = {item.name: item for item in fields(Settings)}
 
 

@@ -17,14 +17,13 @@ from pixels_assets.lake.query import exists, pending_batches
 from pixels_assets.lake.rollups import are_behind, catalog_state
 from pixels_assets.orchestration.jobs import ingest_batch, is_behind, look, update_rollups
 from pixels_assets.orchestration.partitions import register
-from pixels_assets.orchestration.resources import LakeResource, SourcesResource
+from pixels_assets.orchestration.resources import LAKE_TAG, LakeResource, SourcesResource
 from pixels_assets.settings import Settings
 
 REQUESTS_PER_TICK = 20
 RUNS_PER_BATCH = 3
 _VERSION = 1
 _PARTITION_TAG = "dagster/partition"
-_LAKE_TAG = "pixels/lake"
 _PER_QUERY = 100
 _GOING = [
     status for status in dg.DagsterRunStatus if status not in {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
@@ -62,7 +61,7 @@ class Cursor:
 def run_request(lake: LakeResource, batch: str, *, attempt: int = 1) -> dg.RunRequest:
     """Ask for a run of one batch. Its key holds the manifest's digest: a batch of another lake with the same name is another run."""
     key = f"{batch}:{manifests(lake.path).digest(batch)}" + (f":{attempt}" if attempt > 1 else "")
-    return dg.RunRequest(run_key=key, partition_key=batch, tags={_LAKE_TAG: str(lake.path)})
+    return dg.RunRequest(run_key=key, partition_key=batch, tags={LAKE_TAG: str(lake.path)})
 
 
 def sensors(settings: Settings) -> list[dg.SensorDefinition]:
@@ -133,11 +132,11 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
                 state += f":headers by {settings.headers_partition} {settings.headers_missing_date}".rstrip()
         except PixelsError as error:
             return dg.SkipReason(str(error))
-        going = dg.RunsFilter(job_name=update_rollups.name, tags={_LAKE_TAG: str(lake.path)}, statuses=_GOING)
+        going = dg.RunsFilter(job_name=update_rollups.name, tags={LAKE_TAG: str(lake.path)}, statuses=_GOING)
         if context.instance.get_runs(going, limit=1):
             return dg.SkipReason("a run brings the rollups up to date already")
         # One try for each version: what fails is tried again when the catalog has changed again, or from the UI.
-        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=state, tags={_LAKE_TAG: str(lake.path)})])
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=state, tags={LAKE_TAG: str(lake.path)})])
 
     return [arrivals, failed_batches, catalog_changed]
 
@@ -159,6 +158,6 @@ def _runs(instance: dg.DagsterInstance, lake: LakeResource, batches: Sequence[st
         some = batches[start : start + _PER_QUERY]
         known: dict[str, list[dg.DagsterRun]] = {batch: [] for batch in some}
         for run in instance.get_runs(dg.RunsFilter(tags={_PARTITION_TAG: list(some)})):
-            if run.tags.get(_LAKE_TAG, str(lake.path)) == str(lake.path):
+            if run.tags.get(LAKE_TAG, str(lake.path)) == str(lake.path):
                 known[run.tags[_PARTITION_TAG]].append(run)
         yield from known.items()

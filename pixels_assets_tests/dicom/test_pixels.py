@@ -259,21 +259,21 @@ def offsets_of(groups, width):
 
 @pytest.mark.parametrize("index", [0, 2, 4])
 @pytest.mark.parametrize("delimiter", [True, False])
-@pytest.mark.parametrize("table", ["none", "basic", "wrong"])
+@pytest.mark.parametrize("table", ["none", "basic", "wrong", "zeros"])
 @pytest.mark.parametrize("fragments", [1, 2])
 def test_frames_are_found_with_right_wrong_and_no_offset_tables(index, delimiter, table, fragments):
     groups = [halves(data) if fragments == 2 else [data] for data in coded_frames()]
-    offsets = {"none": b"", "basic": offsets_of(groups, 4), "wrong": b"\x06\x00\x00\x00" * 5}[table]
+    offsets = {"none": b"", "basic": offsets_of(groups, 4), "wrong": b"\x06\x00\x00\x00" * 5, "zeros": bytes(20)}[table]
     value = items(*(part for group in groups for part in group), table=offsets, delimiter=delimiter)
     frame = read_frame(encapsulated(value, NumberOfFrames=5), max_bytes=LIMIT, index=index)
     assert np.array_equal(frame.array, frames_of(5)[index])
 
 
-@pytest.mark.parametrize("shift", [0, 3])
-def test_frames_are_found_by_an_extended_offset_table_and_without_a_wrong_one(shift):
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1, 3), (0, 0)])
+def test_frames_are_found_by_an_extended_offset_table_and_without_a_wrong_one(scale, shift):
     coded = coded_frames()
-    lengths = np.array([len(data) for data in coded], "<u8").tobytes()
-    offsets = (np.frombuffer(offsets_of([[data] for data in coded], 8), "<u8") + np.uint64(shift)).astype("<u8").tobytes()
+    lengths = np.array([min(map(len, coded)) if scale == 0 else len(data) for data in coded], "<u8").tobytes()
+    offsets = (np.frombuffer(offsets_of([[data] for data in coded], 8), "<u8") * np.uint64(scale) + np.uint64(shift)).astype("<u8").tobytes()
     source = encapsulated(items(*coded), NumberOfFrames=5, ExtendedOffsetTable=offsets, ExtendedOffsetTableLengths=lengths)
     assert np.array_equal(read_frame(source, max_bytes=LIMIT).array, frames_of(5)[2])
 

@@ -107,10 +107,17 @@ def test_a_padding_range_is_left_out_too():
     assert np.ptp(shown(array, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1500)[:, 20:]) == 255
 
 
-@pytest.mark.parametrize("attributes", [{}, {"WindowCenter": 40, "WindowWidth": 400}, {"PixelPaddingValue": 7}])
+@pytest.mark.parametrize(
+    ("attributes", "grey"), [({}, 128), ({"PixelPaddingValue": 7}, 128), ({"WindowCenter": 40, "WindowWidth": 401}, 107), ({"WindowWidth": 0}, 128)]
+)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
-def test_a_constant_image_is_mid_grey(dtype, attributes):
-    assert set(shown(np.full((20, 30), 7, dtype), **attributes).ravel().tolist()) == {128}
+def test_a_constant_image_is_what_its_window_says_or_mid_grey(dtype, attributes, grey):
+    assert set(shown(np.full((20, 30), 7, dtype), **attributes).ravel().tolist()) == {grey}
+
+
+def test_an_empty_slice_is_black_like_the_air_of_its_neighbours():
+    attributes = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400}
+    assert shown(np.zeros((20, 30), np.uint16), **attributes).max() == 0
 
 
 def test_one_pixel_is_shown():
@@ -129,6 +136,13 @@ def test_values_that_are_no_numbers_do_not_spoil_the_rest():
     image = shown(array)
     assert int(image[32, 32]) == pytest.approx(127, abs=4)
     assert shown(np.full((4, 4), np.nan, np.float32)).tolist() == [[128] * 4] * 4
+
+
+def test_floats_are_rescaled_before_the_window():
+    array = ramp(0, 10, np.float32)
+    image = shown(array, RescaleSlope=100, RescaleIntercept=5, WindowCenter=255.5, WindowWidth=501)
+    assert np.abs(image - np.clip((array * 100 + 5 - 5) / 500 * 255, 0, 255)).max() <= 1
+    assert np.ptp(shown(ramp(0, 1, np.float64) * 1e30, RescaleSlope=1e15, RescaleIntercept=0)) == 255
 
 
 def test_rescale_that_is_no_number_is_ignored():
@@ -179,6 +193,18 @@ def test_a_voi_lut_is_used_where_there_is_no_window():
     assert int(image.ravel()[128]) == pytest.approx(127, abs=2)
 
 
+def test_the_first_value_of_a_voi_lut_has_a_sign_where_rescaled_values_have_one():
+    array = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    table = [value * value // 16 for value in range(256)]
+    expected = shown(array, VOILUTSequence=[lut(0, table, 12)])
+    moved = [lut(-100 & 0xFFFF, table, 12)]
+    assert np.array_equal(shown(array, VOILUTSequence=moved, RescaleSlope=1, RescaleIntercept=-100), expected)
+    groups = [header(FrameVOILUTSequence=[header(VOILUTSequence=moved)])]
+    assert np.array_equal(shown(array, SharedFunctionalGroupsSequence=groups, RescaleSlope=1, RescaleIntercept=-100), expected)
+    far = shown(array + np.uint16(60000), stored=16, VOILUTSequence=[lut(60000, table, 12)])
+    assert np.array_equal(far, expected)
+
+
 def palette(red, green, blue, *, first=0, bits=16, entries=None, segmented=False):
     attributes = {}
     for colour, table in (("Red", red), ("Green", green), ("Blue", blue)):
@@ -208,12 +234,22 @@ def test_a_dark_channel_of_a_bright_palette_stays_dark():
     assert shown(np.array([[0, 1]], np.uint8), photometric="PALETTE COLOR", **attributes).tolist() == [[[0, 0, 0], [255, 0, 0]]]
 
 
-def test_segmented_palettes_are_expanded():
+@pytest.mark.parametrize("offset", [8, 4])
+def test_segmented_palettes_are_expanded(offset):
     discrete, linear = [0, 2, 0, 10000], [1, 3, 40000]
-    again = [2, 1, 4, 0]  # once more the linear segment that starts at word 4
+    again = [2, 1, offset, 0]  # once more the linear segment that starts at byte 8, which some take for entry 4
     attributes = palette(*[discrete + linear + again] * 3, entries=8, segmented=True)
     table = read_palette(header(**attributes)).table[:, 0].tolist()
     assert table == [value >> 8 for value in (0, 10000, 20000, 30000, 40000, 40000, 40000, 40000)]
+
+
+def test_offsets_in_segmented_palettes_of_eight_bits_take_four_entries():
+    first, second = [0, 150, *range(150)], [0, 2, 7, 9]
+    again = [2, 1, *struct.pack("<L", 2 * len(first))]
+    attributes = palette(*[[*first, *first, *second, *again, *again]] * 3, entries=306, bits=8)
+    for keyword in [keyword for keyword in attributes if keyword.endswith("Data")]:
+        attributes[f"Segmented{keyword}"] = attributes.pop(keyword)
+    assert read_palette(header(**attributes)).table[:, 0].tolist() == [*range(150), *range(150), 7, 9, 7, 9, 7, 9]
 
 
 def test_a_segmented_palette_that_refers_to_itself_ends():
@@ -413,6 +449,12 @@ def test_areas_of_integers_are_averaged_exactly(block, kind, low, high, samples)
             given.reshape(48 // block[0], block[0], 96 // block[1], block[1], -1).mean((1, 3)).reshape(48 // block[0], 96 // block[1], *shape[2:])
         )
         assert np.abs(_average(given, block) - expected).max() <= 1e-6 * max(-low, high) + 1e-6
+
+
+@pytest.mark.parametrize("value", [65535, -32768])
+def test_sums_of_very_large_areas_do_not_wrap_around(value):
+    array = np.full((512, 512), value, np.uint16 if value > 0 else np.int16)
+    assert _average(array, (512, 512)).tolist() == [[value]]
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (1, -1024), (0.0625, 0), (-2, 500), (3e4, 1e9)])

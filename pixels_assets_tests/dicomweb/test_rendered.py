@@ -28,6 +28,10 @@ def test_window_viewport_and_quality_change_the_picture(server):
     assert len(server.http.get(f"{CT}/rendered?quality=10").content) < len(plain.content)
     assert picture(server.http.get(f"{CT}/rendered?viewport=64,32")).size == (32, 32)
     assert picture(server.http.get(f"{CT}/rendered?viewport=64,64,0,0,32,64")).size == (32, 64)
+    whole = np.asarray(picture(server.http.get(f"{CT}/rendered?accept=image/png")))
+    for region, part in {",,,,": whole, ",100,120": whole[120:, 100:], ",,,64": whole[:, :64]}.items():
+        shown = picture(server.http.get(f"{CT}/rendered?accept=image/png&viewport={part.shape[1]},{part.shape[0]}{region}"))
+        assert np.array_equal(np.asarray(shown), part)
     dark = np.asarray(picture(server.http.get(f"{CT}/rendered?accept=image/png&window=30000,100")))
     light = np.asarray(picture(server.http.get(f"{CT}/rendered?accept=image/png&window=-30000,100,linear-exact")))
     assert (dark.max(), light.min()) == (0, 255)
@@ -38,6 +42,9 @@ def test_window_viewport_and_quality_change_the_picture(server):
     [
         "quality=0",
         "quality=x",
+        "quality=",
+        "annotation=",
+        "annotation=patient,foot",
         "window=1",
         "window=a,b",
         "window=1,0",
@@ -57,7 +64,17 @@ def test_frames_are_shown_one_or_many(server):
     assert picture(server.http.get(f"{address}/frames/3/rendered")).format == "JPEG"
     many = list(parts_of(server.http.get(f"{address}/frames/1,3/rendered")))
     assert [kind for kind, _ in many] == ["image/jpeg"] * 2
-    assert server.http.get(f"{address}/frames/99/rendered").status_code == 404
+    for tail in ("99/rendered", "1,99/rendered", "99/thumbnail"):
+        assert server.http.get(f"{address}/frames/{tail}").status_code == 404
+    assert server.http.get(f"{address}/frames/x/thumbnail").status_code == 400
+
+
+def test_annotations_are_said_to_be_left_away(server):
+    for address in (CT, CT.split("/instances")[0], f"{CT}/frames/1"):
+        plain, asked = (server.http.get(f"{address}/rendered{query}") for query in ("", "?annotation=patient,technique"))
+        assert "warning" not in plain.headers
+        assert asked.status_code == 200
+        assert "not supported: patient, technique" in asked.headers["warning"]
 
 
 def test_series_and_studies_are_shown_as_pictures_of_their_objects(server):
@@ -91,4 +108,5 @@ def test_old_clients_are_served(server):
     assert server.http.get(f"{base}/wado", params=query | {"frameNumber": "2"}).status_code == 404
     assert server.http.get(f"{base}/wado", params=query | {"requestType": "X"}).status_code == 400
     assert server.http.get(f"{base}/wado", params=query | {"contentType": "text/html"}).status_code == 406
-    assert server.http.get(f"{base}/wado").status_code == 422
+    missing = server.http.get(f"{base}/wado", params=query | {"frameNumber": "x"})
+    assert (missing.status_code, missing.json()) == (400, {"detail": "missing or malformed: frameNumber"})

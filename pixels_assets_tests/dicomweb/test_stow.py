@@ -7,6 +7,7 @@ from functools import partial
 import pydicom
 import pytest
 
+from pixels_assets.dicomweb.stow import _move
 from pixels_assets.engines.processes import keep_workers
 from pixels_assets.runs import ingest, prepare
 from pixels_assets.settings import Settings
@@ -31,6 +32,8 @@ def writable(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stow")
     (folder / "source").mkdir()
     (folder / "source" / "known.dcm").write_bytes(data_of("CT_small.dcm"))
+    lost = {"SOPInstanceUID": "1.2.13.1", "StudyInstanceUID": "1.2.13", "SeriesInstanceUID": "1.2.13.5"}
+    (folder / "source" / "lost.dcm").write_bytes(changed(**lost))
     (folder / "home").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(folder / "home"))
@@ -85,6 +88,22 @@ def test_the_same_bytes_again_are_fine_and_kept_once(writable, stored):
     assert not (writable.folder / "exports" / known).exists()
 
 
+def test_the_same_bytes_as_a_file_that_is_no_longer_there_are_kept(writable):
+    data, address = (writable.folder / "source" / "lost.dcm").read_bytes(), "/studies/1.2.13/series/1.2.13.5/instances/1.2.13.1"
+    (writable.folder / "source" / "lost.dcm").unlink()
+    assert writable.http.get(address).status_code == 410
+    assert store(writable, data).status_code == 200
+    assert [body for _, body in parts_of(writable.http.get(address, headers={"accept": STORED}))] == [data]
+
+
+def test_a_place_that_another_request_took_first_is_not_taken_again(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(name)
+    assert _move(tmp_path / "first", tmp_path / "place")
+    assert not _move(tmp_path / "second", tmp_path / "place")
+    assert (tmp_path / "place").read_text() == "first"
+
+
 def test_other_bytes_under_a_known_uid_are_kept_as_a_version_and_said_to_be(writable, stored):
     first, _ = stored["1.2.5"]
     second = changed(SOPInstanceUID="1.2.5.1", StudyInstanceUID="1.2.5", SeriesInstanceUID="1.2.5.5", PatientComments="other")
@@ -107,6 +126,12 @@ def test_what_is_no_object_fails_and_the_rest_is_stored(writable):
     assert [item["00081155"]["Value"] for item in answer["00081199"]["Value"]] == [["1.2.6.1"]]
     assert [item["00081197"]["Value"] for item in answer["00081198"]["Value"] + answer["0008119A"]["Value"]] == [[0xC000], [0xC000]]
     assert not list(writable.folder.rglob("*ev*"))
+
+
+def test_words_before_the_first_part_mean_nothing(writable, stored):
+    data, _ = stored["1.2.4"]
+    response = writable.http.post("/studies", content=b"These are --a b parts." + body_of(data), headers={"content-type": KIND} | JSON)
+    assert response.status_code == 200
 
 
 def test_an_object_of_another_study_is_refused(writable):
@@ -135,6 +160,7 @@ def test_requests_at_once_are_all_found(writable):
         (body_of(data_of("CT_small.dcm"))[:-20], KIND, 400),
         (b"--a b--\r\n", KIND, 400),
         (b"x" * 1000, KIND, 400),
+        (b"x" * 100_000, KIND, 400),
         (body_of(b"x"), "text/plain", 415),
         (body_of(b"x"), 'multipart/related; type="application/dicom"', 415),
         (body_of(b"x"), 'multipart/related; type="application/dicom+xml"; boundary="a b"', 415),

@@ -136,9 +136,17 @@ def test_metadata_of_a_series_are_sent_once_and_then_confirmed(server):
     address = url_of("rtdose.dcm").split("/instances")[0] + "/metadata"
     first = server.http.get(address, headers={"accept-encoding": "gzip"})
     assert first.headers["content-encoding"] == "gzip"
-    assert first.json() == server.http.get(address, headers={"accept-encoding": "identity"}).json()
+    for refusing in ("identity", "gzip;q=0, identity"):
+        plain = server.http.get(address, headers={"accept-encoding": refusing})
+        assert "content-encoding" not in plain.headers
+        assert first.json() == plain.json()
     again = server.http.get(address, headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_several_lines_of_what_is_accepted_are_one_list(server):
+    lines = [("accept", "text/html"), ("accept", "application/dicom+json")]
+    assert server.http.get(f"{url_of('CT_small.dcm')}/metadata", headers=lines).status_code == 200
 
 
 @pytest.mark.parametrize("frames", ["0", "2", "1,2", "x", "-1", "1,,2", "99999999999", "1;2"])

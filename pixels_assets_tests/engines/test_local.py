@@ -25,7 +25,7 @@ from pydicom.data import get_testdata_file
 
 from pixels_assets.engines import processes
 from pixels_assets.engines.local import LocalEngine, _blame, _End, _Task
-from pixels_assets.engines.processes import RESTING, State, keep_workers, start_workers
+from pixels_assets.engines.processes import RESTING, State, give_back, keep_workers, start_workers, take_worker
 from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, plan_shards
 from pixels_assets.errors import LakeError, WorkerError
 from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
@@ -509,6 +509,9 @@ def test_workers_get_the_environment_of_the_moment_in_which_they_are_started(tmp
             assert b"OF_THIS_TEST=1" in Path(f"/proc/{later.process.pid}/environ").read_bytes().split(b"\0")
         assert earlier.process.poll() is None
         assert earlier.process.template is not later.process.template
+        # The one that began before would do for its memory, too.
+        give_back([take_worker(128 * MIB)])
+        assert earlier.process.returncode is not None
 
 
 def test_a_worker_that_the_system_refuses_is_an_error_that_says_what_to_do():

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from pixels_assets import Catalog
 from pixels_assets.cli import main
 from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, plan_shards
-from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, session_config, spark_table
+from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, require_master, session_config, spark_table
 from pixels_assets.errors import LakeError, SourceMissingError, UsageError, WorkerError
 from pixels_assets.intake.objects import SourceFile, Status, file_address
 from pixels_assets.lake.commit import commit, create_tables, is_committed, open_table
@@ -118,6 +119,21 @@ def test_without_java_one_line_says_what_to_install_and_nothing_is_written(tmp_p
 def test_settings_of_spark_without_spark_are_wrong_arguments(tmp_path, capsys, arguments):
     assert main(["ingest", str(tmp_path), *arguments]) == 2
     assert "--engine spark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("master", ["foo", "spark://", "spark://host", "spark://host:port", "spark://127.0.0.1:1,host"])
+def test_a_master_that_can_be_none_is_a_wrong_setting(master):
+    with pytest.raises(UsageError, match=re.escape(repr(master)) + r".*spark://host:7077"):
+        require_master(master)
+
+
+def test_a_master_that_is_not_there_is_told_at_once_unless_another_one_is():
+    with socket.socket() as bound, socket.create_server(("127.0.0.1", 0)) as listening:
+        bound.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(WorkerError, match=f"spark://{nobody} cannot be reached: Connection refused; is it running"):
+            require_master(f"spark://{nobody}")
+        require_master(f"spark://{nobody},127.0.0.1:{listening.getsockname()[1]}")
 
 
 def test_an_unknown_engine_is_a_wrong_setting():

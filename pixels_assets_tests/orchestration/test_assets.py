@@ -53,6 +53,8 @@ def test_one_partition_takes_a_batch_through_the_whole_lineage(place, figures, c
     assert "| indexed | 4 |" in said["dicom_metadata"]["statuses"]
     assert "| new | 5 |" in said["raw_files"]["changes"]
     assert pending_batches(place.lake) == []
+    run = place.instance.get_run_by_id(result.run_id)  # started without tags, as from the UI
+    assert (run.tags["pixels/lake"], run.tags["pixels/engine"]) == (str(place.lake), "local")
     for table in BATCH_TABLES:
         (entry,) = open_table(place.lake, table).history(1)
         assert entry["dagster_run_id"] == result.run_id

@@ -136,6 +136,15 @@ def test_jpeg_2000_undoes_its_own_colour_transform(photometric):
     assert np.array_equal(decoded, picture())
 
 
+def test_subsampled_jpeg_2000_is_not_turned_into_rgb_twice():
+    data = bytearray(imagecodecs.jpeg2k_encode(np.full((64, 64, 3), (76, 85, 255), np.uint8), level=0, mct=False, codecformat="j2k"))
+    components = data.index(b"\xff\x51") + 40
+    data[components + 4 : components + 6] = data[components + 7 : components + 9] = b"\x02\x02"
+    decoded, after = decode(Codec.JPEG_2000, bytes(data), colour("YBR_FULL_422", rows=64, columns=64), max_bytes=LIMIT)
+    assert after.photometric == "RGB"
+    assert np.abs(decoded[9, 9].astype(int) - (254, 0, 0)).max() < 10
+
+
 def test_lossy_htj2k_does_not_wrap_around_at_black_and_white():
     noise = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(np.uint8) * 255
     data = imagecodecs.htj2k_encode(noise, level=0.05, reversible=False)

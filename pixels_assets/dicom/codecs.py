@@ -574,7 +574,8 @@ def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription
 
 
 def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> Array:
-    array: Array = imagecodecs.jpegls_decode(data)
+    # Where the end mark is missing, CharLS refuses a whole stream, and counts beyond the end of one cut short for seconds.
+    array: Array = imagecodecs.jpegls_decode(data if b"\xff\xd9" in data[-64:] else data + b"\xff\xd9")
     return array
 
 

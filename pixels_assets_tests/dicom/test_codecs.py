@@ -171,6 +171,15 @@ def test_a_damaged_tile_grid_does_not_keep_a_decoder_busy_for_ever():
         decode_reduced(Codec.JPEG_2000, bytes(data), grey(rows=256, columns=256), max_bytes=LIMIT, reduction=2)
 
 
+def test_jpeg_ls_without_an_end_mark_is_read():
+    data = imagecodecs.jpegls_encode(ramp(rows=60, columns=70))
+    assert data.endswith(b"\xff\xd9")
+    decoded, _ = decode(Codec.JPEG_LS, data[:-2], grey(rows=60, columns=70), max_bytes=LIMIT)
+    assert np.array_equal(decoded, ramp(rows=60, columns=70))
+    with pytest.raises(NoPixels):
+        decode(Codec.JPEG_LS, data[: len(data) // 2], grey(rows=60, columns=70), max_bytes=LIMIT)
+
+
 def test_too_few_quantization_steps_do_not_end_the_process():
     data = bytearray(imagecodecs.htj2k_encode(ramp(rows=256, columns=256), reversible=True))
     length = data.index(b"\xff\x5c") + 3

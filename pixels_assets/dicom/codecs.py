@@ -180,8 +180,8 @@ class Codestream:
     progressive : bool
         A JPEG whose decoder holds all coefficients at once.
     colour : str or None
-        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, ``RGB`` where a decoder of JPEG 2000 takes subsampled components for YCbCr and undoes
-        it, None where only the data set can say.
+        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, ``RGB`` for JPEG 2000 with subsampled components, which decoders take for YCbCr and
+        undo; None where only the data set can say.
     levels : int
         Times that the codestream can be halved: wavelet decompositions of JPEG 2000, 3 for the discrete cosine transform of JPEG, else 0.
     high_throughput : bool

@@ -180,7 +180,8 @@ class Codestream:
     progressive : bool
         A JPEG whose decoder holds all coefficients at once.
     colour : str or None
-        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, None where only the data set can.
+        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, ``RGB`` for JPEG 2000 with subsampled components, which decoders take for YCbCr and
+        undo; None where only the data set can say.
     levels : int
         Times that the codestream can be halved: wavelet decompositions of JPEG 2000, 3 for the discrete cosine transform of JPEG, else 0.
     high_throughput : bool
@@ -452,8 +453,9 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
     right, bottom, left, top, wide, high, tile_left, tile_top = struct.unpack_from(">8L", data, start + 8)
     samples, depth = struct.unpack_from(">HB", data, start + 40)
     capable = bool(data[start + 6] & 0x40)  # Part 15, told by the capabilities in Rsiz
+    components = data[start + 42 : start + 42 + 3 * samples]
     # An image area with an offset, subsampled components or components of several kinds: not worth a way of their own.
-    plain = not (left or top) and data[start + 42 : start + 42 + 3 * samples] == bytes((depth, 1, 1)) * samples
+    plain = not (left or top) and components == bytes((depth, 1, 1)) * samples
     levels = _jpeg_2000_levels(data, start) if plain else 0
     return Codestream(
         bottom - top,
@@ -461,6 +463,7 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
         samples,
         (depth & 0x7F) + 1,
         signed=bool(depth & 0x80),
+        colour="RGB" if samples == 3 and components[1:2] != components[4:5] else None,
         levels=levels,
         high_throughput=capable,
         one_tile=not (tile_left or tile_top) and wide >= right and high >= bottom,
@@ -574,7 +577,8 @@ def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription
 
 
 def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> Array:
-    array: Array = imagecodecs.jpegls_decode(data)
+    # Where the end mark is missing, CharLS refuses a whole stream, and counts beyond the end of one cut short for seconds.
+    array: Array = imagecodecs.jpegls_decode(data if b"\xff\xd9" in data[-64:] else data + b"\xff\xd9")
     return array
 
 
@@ -822,6 +826,8 @@ def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDe
 def _colour_after(codec: Codec, found: Codestream, description: PixelDescription) -> str:
     """Photometric interpretation of what the decoder returned."""
     if codec is Codec.JPEG_XL or (codec is Codec.JPEG and not found.lossless):
+        return "RGB"
+    if codec is Codec.JPEG_2000 and found.colour == "RGB":
         return "RGB"
     # Lossless codecs return what was put in. JPEG 2000 undoes its own transforms, which is what YBR_RCT and YBR_ICT stand for.
     return "YBR_FULL" if description.photometric.startswith(("YBR_FULL", "YBR_PARTIAL")) else "RGB"

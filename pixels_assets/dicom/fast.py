@@ -1068,7 +1068,8 @@ def _after(context: _Context, tag: int, vr: bytes | None, value: bytes) -> _Cont
 
 Converted = tuple[str, object] | None
 _PRINTABLE = re.compile(rb"[ !#-\[\]-~]*\0?").fullmatch
-_DECIMAL = rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
+# No text fits in two ways: a list that does not fit at its end would be tried in all of them.
+_DECIMAL = rb" *[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
 _DECIMALS = re.compile(_DECIMAL + rb"(?:\\" + _DECIMAL + rb")*\0?").fullmatch
 _PLAIN = re.compile(rb"[0-9.\\-]+ ?\0?").fullmatch
 _INTEGER = rb" *[+-]?[0-9]{1,15} *"

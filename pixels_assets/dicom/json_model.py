@@ -78,7 +78,7 @@ def element_text(dataset: Dataset, tag: int, item: RawDataElement | DataElement,
             element = expand(raw, dataset.original_character_set or default_encoding, level=level, notes=notes)
             if element is None:
                 return binary("UN", raw.value or b"", path)
-            dataset[tag] = element
+            _put(dataset, element)
         else:
             element = dataset[tag] if raw is None else _convert(raw, dataset)
         if notes.caught:
@@ -105,11 +105,19 @@ def _convert(raw: RawDataElement, dataset: Dataset) -> DataElement:
     """Convert an element and put it into its data set, as `dataset[tag]` does in more steps."""
     charset = default_encoding if raw.tag == SPECIFIC_CHARACTER_SET else dataset.original_character_set
     element = convert_raw_data_element(raw, encoding=charset, ds=dataset)
-    if element.VR in AMBIGUOUS_VR or element.VR == "SQ":
+    if element.VR in AMBIGUOUS_VR:
         # pydicom decides by other elements.
         return dataset[raw.tag]
-    dataset[raw.tag] = element
+    _put(dataset, element)
     return element
+
+
+def _put(dataset: Dataset, element: DataElement) -> None:
+    """Put an element into its data set, be those damaged that pydicom looks at then: Pixel Representation for sequences, and private creators."""
+    try:
+        dataset[element.tag] = element
+    except Exception:
+        dataset._dict[element.tag] = element
 
 
 def vr_of(raw: RawDataElement, dataset: Dataset) -> str:

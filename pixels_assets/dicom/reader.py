@@ -491,8 +491,13 @@ def _pixel_vr(met: Met, dataset: Dataset, encoding: Encoding) -> str:
         return dictionary_VR(met.tag)
     if met.length == UNDEFINED_LENGTH:
         return "OB"
-    allocated = dataset.get("BitsAllocated")
-    return "OW" if encoding.implicit or (isinstance(allocated, int) and allocated > 8) else "OB"
+    if encoding.implicit:
+        return "OW"
+    try:
+        allocated = dataset.get("BitsAllocated")
+    except Exception:  # a damaged element; it is noted in its turn
+        allocated = None
+    return "OW" if isinstance(allocated, int) and allocated > 8 else "OB"
 
 
 def _real_transfer_syntax(declared: str | None, encoding: Encoding, pixels: list[Met], window: Window, notes: Notes) -> str | None:

@@ -253,6 +253,8 @@ def pixel_aspect(dataset: ImageHeader, index: int = 0) -> float:
         pair = numbers(holder, keyword)
         if len(pair) == 2 and min(pair) > 0:
             aspect = pair[0] / pair[1]
+            if keyword == "PixelAspectRatio" and aspect == 1:  # some write it always; spacings know better
+                continue
             return aspect if 0.02 <= aspect <= 50 and abs(aspect - 1) > 0.01 else 1.0
     return 1.0
 

@@ -100,8 +100,8 @@ def gathered(dataset: Dataset, tag: int) -> list[str] | None:
 
 
 def _items(dataset: Dataset) -> Iterator[Dataset]:
-    # What is not converted yet, once the data set was written as JSON, cannot be converted.
-    for element in sorted(dataset.elements(), key=lambda element: element.tag):
+    # What is not converted yet, once the data set was written as JSON, cannot be converted, or was left in the file.
+    for _, element in sorted(dataset.items(), key=lambda item: item[0]):
         if isinstance(element, DataElement) and element.VR == "SQ":
             for item in element.value:
                 yield item

@@ -11,7 +11,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -19,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pixels_assets.intake.objects import Change, SourceFile, Status, row_id
 from pixels_assets.intake.paths import extension, path_tags, relative_path
-from pixels_assets.lake.commit import open_table, part_files, parts_holding
+from pixels_assets.lake.commit import part_files, parts_holding
+from pixels_assets.lake.keyed import scan_paths
 from pixels_assets.lake.parts import Part, microseconds, part_from_table
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, RAW_FILES, THUMBNAILS, Table
 from pixels_assets.settings import MIB
@@ -89,7 +89,7 @@ def quarantine_parts(lake: Path, batch: str, attempt: str, superseded: frozenset
     old = pa.array(sorted(superseded), pa.string())
     healthy = pa.array([Status.INDEXED.value, Status.ARCHIVE.value])
     names = ["path", "original_path", "length", "file_type", "status", "error_code", "error_message", "content_hash"]
-    before = pl.scan_delta(open_table(lake, QUARANTINE.name)).filter(pl.col("batch") == batch).select("path", "attempts").collect()
+    before = scan_paths(QUARANTINE, part_files(lake, QUARANTINE, [batch])).select("path", "attempts").collect()
     attempts_before = dict(before.iter_rows())
 
     def bad() -> Iterator[pa.Table]:

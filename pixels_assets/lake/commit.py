@@ -19,6 +19,7 @@ import os
 import random
 import re
 import secrets
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,6 +68,7 @@ LOCK_SECONDS = 900.0
 """How long a commit waits for its turn: a commit that rewrites large parts holds the lock for seconds."""
 
 _FEW = 20
+_KEPT_TABLES = 8  # a batch is in seven
 _LOCKS = "_locks"
 _COUNTER = "pixels"
 _CONFIGURATION = {
@@ -222,6 +224,54 @@ def open_table(lake: Path, table: str) -> DeltaTable:
         return _LocalTable(lake / table)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A table as this thread opened it last, and the files of its log that tell whether it still is as it was."""
+
+    delta: DeltaTable
+    version: int
+    log: tuple[tuple[int, ...], ...]
+
+
+class _Kept(threading.local):
+    """Tables by lake and name: of a thread's own, since two that share one of delta-rs's tables may wait for each other for ever."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[Path, str], _Opened] = {}
+
+
+_kept = _Kept()
+
+
+def _newest(lake: Path, table: str) -> DeltaTable:
+    """Open a table at its newest version, for reading here and now: it is kept, since a batch asks for each of its tables several times.
+
+    To open one of thousands of files takes tens of milliseconds, to see that there is no newer version none.
+    """
+    log, kept = lake / table / "_delta_log", _kept.tables.pop((lake, table), None)
+    if kept is None or not kept.log or _state(log, kept.version) != kept.log:
+        delta = open_table(lake, table)
+        kept = _Opened(delta, delta.version(), _state(log, delta.version()))
+    _kept.tables[lake, table] = kept
+    while len(_kept.tables) > _KEPT_TABLES:
+        del _kept.tables[next(iter(_kept.tables))]
+    return kept.delta
+
+
+def _state(log: Path, version: int) -> tuple[tuple[int, ...], ...]:
+    """Tell one state of a log from another: by the entry of a version, and by the checkpoint before it. Empty when that version is not the newest."""
+    found = [_identity(log / _entry(version)), _identity(log / "_last_checkpoint")]
+    return tuple(found) if found[0] and not _identity(log / _entry(version + 1)) else ()
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
     """List the files that the newest version of a table has of some batches.
 
@@ -230,7 +280,7 @@ def part_files(lake: Path, table: Table, batches: Iterable[str]) -> list[Path]:
     LakeError
         The table cannot be read.
     """
-    live = _live_files(lake, open_table(lake, table.name), table, batches=batches)
+    live = _live_files(lake, _newest(lake, table.name), table, batches=batches)
     return [lake / table.name / path for path in live]
 
 
@@ -244,7 +294,7 @@ def parts_holding(lake: Path, table: Table, columns: Iterable[str], values: Iter
     """
     if not (keys := sorted(set(values))):
         return []
-    delta = open_table(lake, table.name)
+    delta = _newest(lake, table.name)
     live = ((column, file) for column in columns for file in _live_files(lake, delta, table, column, batches=(), keys=keys).values())
     return [(file.batch, lake / table.name / file.path, column) for column, file in live if _may_hold(file, keys)]
 
@@ -269,7 +319,7 @@ def committed(lake: Path, table: Table, batches: Iterable[str]) -> set[str]:
         ledgers = _ledgers(lake / table.name / "_delta_log")
         if ledgers is not None:
             return {batch for batch in asked if _ledger(batch) in ledgers}
-    delta = open_table(lake, table.name)
+    delta = _newest(lake, table.name)
     with _delta_errors(f"read the table {table.name}", lake / table.name):
         return {batch for batch in asked if delta.transaction_version(_ledger(batch)) is not None}
 
@@ -291,7 +341,7 @@ def _ledgers(log: Path) -> set[str] | None:
                 for rows in file.iter_batches(columns=["txn.appId"]):
                     names.update(rows["txn"].field("appId").drop_null().to_pylist())
         version = checkpoint + 1
-        while (entry := log / f"{version:020}.json").exists():
+        while (entry := log / _entry(version)).exists():
             names.update(action["txn"]["appId"] for action in map(json.loads, entry.read_bytes().splitlines()) if "txn" in action)
             version += 1
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
@@ -418,7 +468,7 @@ def commit(
         while True:
             attempts += 1
             try:
-                delta = open_table(lake, table.name)
+                delta = _newest(lake, table.name)
                 live = _live_files(lake, delta, table, batches=[batch], keys=sorted(retire))
                 plan = _plan(lake, table, batch, parts, live, only, retire, removals)
             except Exception:
@@ -430,7 +480,7 @@ def commit(
             before = delta.version()
             error = _write(delta, table, batch, added, [live[path] for path in plan], run_id=run_id, token=token, whole=only is None)
             # Whatever delta-rs said: it may fail after the version was written, for instance at a checkpoint.
-            version = _landed(lake, table, delta, before, token, error)
+            version = _landed(lake, table, before, token, error)
             if version is not None:
                 break
             if not isinstance(error, CommitFailedError):
@@ -476,7 +526,7 @@ def live_parts(lake: Path, table: Table) -> list[LivePart]:
     LakeError
         The table cannot be read.
     """
-    live = _live_files(lake, open_table(lake, table.name), table)
+    live = _live_files(lake, _newest(lake, table.name), table)
     return [LivePart(file.path, file.batch, file.size, file.rows) for file in live.values()]
 
 
@@ -510,7 +560,7 @@ def swap(lake: Path, table: Table, swaps: Sequence[tuple[Sequence[LivePart], Par
     try:
         with table_lock(lake, table.name, LOCK_SECONDS):
             while True:
-                delta = open_table(lake, table.name)
+                delta = _newest(lake, table.name)
                 live = _live_files(lake, delta, table, batches={gone[0].batch for gone, _ in swaps})
                 valid = [(gone, part) for gone, part in swaps if all(file.path in live for file in gone)]
                 if not valid:
@@ -521,7 +571,7 @@ def swap(lake: Path, table: Table, swaps: Sequence[tuple[Sequence[LivePart], Par
                 removed = [live[file.path] for gone, _ in valid for file in gone]
                 token, before = secrets.token_hex(8), delta.version()
                 error = _write(delta, table, "", added, removed, run_id="", token=token, whole=False, data_change=False)
-                if _landed(lake, table, delta, before, token, error) is not None:
+                if _landed(lake, table, before, token, error) is not None:
                     used = frozenset(added)
                     return used
                 if not isinstance(error, CommitFailedError):
@@ -595,7 +645,7 @@ def commit_files(
         )
     except (OSError, DeltaError) as raised:
         error = raised
-    version = _landed(lake, table, delta, before, token, error)
+    version = _landed(lake, table, before, token, error)
     if version is not None:
         return version
     if isinstance(error, CommitFailedError):
@@ -807,22 +857,30 @@ def _write(
     return None
 
 
-def _landed(lake: Path, table: Table, delta: DeltaTable, before: int, token: str, error: Exception | None) -> int | None:
-    """Version later than `before` that a commit wrote, None when it wrote none."""
+def _landed(lake: Path, table: Table, before: int, token: str, error: Exception | None) -> int | None:
+    """Version later than `before` that a commit wrote, None when it wrote none.
+
+    The log itself is asked: to be told by delta-rs means that it describes all live files once more.
+    """
     log = lake / table.name / "_delta_log"
+    version = before + 1
     try:
-        delta.update_incremental()
-        entries = delta.history(max(1, delta.version() - before))
-    except (OSError, DeltaError) as failure:
+        while token.encode() not in (log / _entry(version)).read_bytes():
+            version += 1
+    except FileNotFoundError:
+        return None
+    except OSError as failure:
         cause = type(error or failure).__name__
         msg = f"cannot tell whether a commit to {lake / table.name} landed ({cause}); check the disk, then run the batch again"
         raise LakeError(msg) from failure
-    version = next((int(entry["version"]) for entry in entries if entry.get("pixels_commit") == token), None)
-    if version is not None:
-        if error is not None:
-            logger.warning("%s: version %d was written, but what follows a commit failed: %s", table.name, version, type(error).__name__)
-        with suppress(OSError):
-            # delta-rs does not wait for the disk. Without this a power cut could take a version that was reported as written.
-            sync_path(log / f"{version:020}.json")
-            sync_path(log)
+    if error is not None:
+        logger.warning("%s: version %d was written, but what follows a commit failed: %s", table.name, version, type(error).__name__)
+    with suppress(OSError):
+        # delta-rs does not wait for the disk. Without this a power cut could take a version that was reported as written.
+        sync_path(log / _entry(version))
+        sync_path(log)
     return version
+
+
+def _entry(version: int) -> str:
+    return f"{version:020}.json"

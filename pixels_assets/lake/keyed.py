@@ -126,13 +126,17 @@ def _schema(table: Table) -> dict[str, pl.DataType]:
 
 def scan_files(table: Table, files: Iterable[StoredFile], *, with_files: bool = False) -> pl.LazyFrame:
     """Rows of some files; columns that a file is too old to have are NULL. Asked for, a column `_FILE` says which file a row is in."""
-    paths = [str(file.path) for file in files]
+    return scan_paths(table, [file.path for file in files], with_files=with_files)
+
+
+def scan_paths(table: Table, paths: Sequence[Path], *, with_files: bool = False) -> pl.LazyFrame:
+    """Rows of some files by their paths, the same way."""
     schema = _schema(table)
     partition: dict[str, Any] = {PARTITION: pl.String} if table.partitioned else {}
     if not paths:
         return pl.LazyFrame(schema=schema | partition | ({_FILE: pl.String} if with_files else {}))
     return pl.scan_parquet(
-        paths,
+        [str(path) for path in paths],
         schema=schema,
         hive_partitioning=table.partitioned,
         hive_schema=partition or None,

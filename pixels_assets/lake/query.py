@@ -17,7 +17,8 @@ from pixels_assets.errors import UsageError
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake import headers
 from pixels_assets.lake.changes import manifests
-from pixels_assets.lake.commit import committed, open_table
+from pixels_assets.lake.commit import committed, open_table, part_files
+from pixels_assets.lake.keyed import scan_paths
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
 
 
@@ -81,6 +82,18 @@ def scan(lake: Path, table: str) -> pl.LazyFrame:
     if table == headers.NAME:
         return headers.scan_headers(lake)
     return pl.scan_delta(open_table(lake, table))
+
+
+def scan_batch(lake: Path, table: Table, batch: str) -> pl.LazyFrame:
+    """Rows of one batch as a lazy frame; the files of all others are not looked at.
+
+    Raises
+    ------
+    UsageError
+        There is no lake.
+    """
+    require_lake(lake)
+    return scan_paths(table, part_files(lake, table, [batch]))
 
 
 def dataset(lake: Path, table: str) -> ds.Dataset:
@@ -162,7 +175,7 @@ def status(lake: Path) -> LakeStatus:
 
 def batch_rows(lake: Path, table: Table, batch: str) -> int:
     """Rows that one batch has in a table."""
-    return int(scan(lake, table.name).filter(pl.col("batch") == batch).select(pl.len()).collect().item())
+    return int(scan_batch(lake, table, batch).select(pl.len()).collect().item())
 
 
 def quarantined_batches(lake: Path, statuses: Collection[str]) -> dict[str, int]:
@@ -189,7 +202,7 @@ def quarantined_files(lake: Path, batch: str, statuses: Collection[str]) -> froz
         There is no such status, or no lake.
     """
     _require_statuses(statuses)
-    rows = scan(lake, QUARANTINE.name).filter(pl.col("batch") == batch, pl.col("status").is_in(list(statuses)))
+    rows = scan_batch(lake, QUARANTINE, batch).filter(pl.col("status").is_in(list(statuses)))
     return frozenset(rows.select("original_path").unique().collect()["original_path"])
 
 

@@ -6,7 +6,7 @@ import polars as pl
 from pixels_assets.intake.objects import Change, Status
 from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.commit import committed, parts_holding
-from pixels_assets.lake.query import scan
+from pixels_assets.lake.query import scan, scan_batch
 from pixels_assets.lake.rollups import are_behind
 from pixels_assets.lake.schema import DICOM_METADATA, FINDINGS, INSTANCES, OBJECT_CATALOG, THUMBNAILS, UID_CONFLICTS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.metadata import Metadata, asset_key, counts, in_words
@@ -32,8 +32,7 @@ def _about(batch: str | None) -> Metadata:
 
 
 def _rows(lake: LakeResource, table: Table, batch: str | None) -> pl.LazyFrame:
-    rows = scan(lake.path, table.name)
-    return rows if batch is None else rows.filter(pl.col("batch") == batch)
+    return scan(lake.path, table.name) if batch is None else scan_batch(lake.path, table, batch)
 
 
 @dg.asset_check(

@@ -169,6 +169,12 @@ def test_one_number_of_another_form_changes_nothing_about_the_others(odd):
         assert_same(*both(part_10(IDENTITY + element(0x300A00F6, "DS", text + b" " * (len(text) % 2)))))
 
 
+@pytest.mark.parametrize("odd", [b"", b"-", b"1,5", b"x"])
+def test_integers_before_one_number_of_another_form_are_not_tried_in_all_ways(odd):
+    text = b"12\\-34\\" * 30 + odd
+    assert_same(*both(part_10(IDENTITY + element(0x300A00F6, "DS", text + b" " * (len(text) % 2)))))
+
+
 def is_read_fast(data):
     """Compare it three times: met first, met again, and as a run."""
     return [assert_same(*both(data)) for _ in range(3)] == [True] * 3

@@ -21,7 +21,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
-from pixels_assets.dicom.reader import Header, Unreadable, read_header
+from pixels_assets.dicom.reader import Header, Unreadable, read_by_pydicom, read_header
 
 MIB = 1024 * 1024
 PIXELS = {"7FE00008", "7FE00009", "7FE00010"}
@@ -51,6 +51,10 @@ def element(tag, vr, value, order="<"):
 
 def implicit(tag, value, order="<"):
     return struct.pack(order + "HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+def item(body):
+    return struct.pack("<HHL", 0xFFFE, 0xE000, len(body)) + body
 
 
 def part_10(data_set, uid=ExplicitVRLittleEndian):
@@ -568,6 +572,67 @@ def test_such_an_element_within_a_sequence_costs_only_itself():
     assert item["00280010"]["vr"] == "UN"
     assert item["00280011"]["Value"] == [8]
     assert found.warnings == ["element_unreadable: (0028,0010)"]
+
+
+def test_a_damaged_pixel_representation_costs_no_sequence():
+    sequence = element(0x00081140, "SQ", item(element(0x00081155, "UI", b"1.2.3\0")))
+    damaged = element(0x00280103, "US", b"\0\0\1")
+    data = part_10(IDENTITY + sequence + damaged + element(0x00400275, "SQ", b""))
+    for found in (header_of(data), read_by_pydicom(io.BytesIO(data), len(data), 0, (), MIB, 200.0)):
+        model = json.loads(found.meta)
+        assert model["00081140"]["Value"] == [{"00081155": {"vr": "UI", "Value": ["1.2.3"]}}]
+        assert model["00400275"] == {"vr": "SQ", "Value": []}
+        assert found.values["ReferencedSOPInstanceUIDs"] == ["1.2.3"]
+        assert found.warnings == ["element_unreadable: (0028,0103)", "value_not_integer: PixelRepresentation"]
+
+
+def test_a_damaged_private_creator_costs_no_sequence_of_its_block():
+    creator = element(0x00090010, "US", b"\0\0\1")
+    data = part_10(IDENTITY + creator + element(0x00091001, "SQ", item(PATIENT)))
+    found = read_by_pydicom(io.BytesIO(data), len(data), 0, (), MIB, 200.0)
+    assert json.loads(found.meta)["00091001"]["Value"] == [{"00100020": {"vr": "LO", "Value": ["ID1"]}}]
+    assert found.warnings == ["element_unreadable: (0009,0010)"]
+
+
+def test_damaged_bits_allocated_cost_nothing_but_themselves():
+    for uid, write in ((ExplicitVRLittleEndian, lambda tag, value: element(tag, "UN", value)), (ImplicitVRLittleEndian, implicit)):
+        identity = write(0x00080016, b"1.2.840.10008.5.1.4.1.1.7\0") + write(0x00080018, b"1.2.3.4\0")
+        data = part_10(identity + write(0x00280100, b"\0\0\1") + write(0x7FE00010, bytes(4)), uid)
+        found = read_by_pydicom(io.BytesIO(data), len(data), 0, (), MIB, 200.0)
+        assert json.loads(found.meta)["7FE00010"]["BulkDataURI"] == "bulkdata/7FE00010"
+        assert "element_unreadable: (0028,0100)" in found.warnings
+
+
+def test_a_value_left_in_the_file_hides_no_other_of_its_sequence():
+    uid, icon = element(0x00081155, "UI", b"1.2.3\0"), element(0x00091001, "OB", bytes(2 * MIB))
+    endless = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + uid + icon + struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+    sequence = struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + endless + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    data = part_10(IDENTITY + sequence)
+    found = read_by_pydicom(io.BytesIO(data), len(data), 0, (), MIB, 200.0)
+    assert found.values["ReferencedSOPInstanceUIDs"] == ["1.2.3"]
+    assert found.warnings == []
+
+
+def test_a_part_of_a_file_that_was_never_written_is_passed_over():
+    class Counting(io.BytesIO):
+        count = 0
+
+        def read(self, size=-1):
+            self.count += 1
+            return super().read(size)
+
+    stream = Counting(part_10(IDENTITY + bytes(8 * MIB) + PATIENT))
+    found = read_by_pydicom(stream, len(stream.getvalue()), 0, (), MIB, 200.0)
+    assert json.loads(found.meta)["00100020"]["Value"] == ["ID1"]
+    assert found.warnings == ["elements_out_of_order", "element_repeated: (0000,0000)"]
+    assert stream.count < 200
+
+
+def test_a_sequence_that_was_not_written_to_its_end_keeps_its_items_only():
+    for length, value in ((0xFFFFFFFF, item(PATIENT) + bytes(MIB)), (18 + MIB, item(PATIENT) + bytes(MIB))):
+        found = header_of(part_10(IDENTITY + struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, length) + value))
+        assert json.loads(found.meta)["00081140"]["Value"] == [{"00100020": {"vr": "LO", "Value": ["ID1"]}}]
+        assert "sequence_truncated: (0008,1140)" in found.warnings
 
 
 def test_an_element_whose_length_runs_past_the_end_is_flagged_and_allocates_nothing():

@@ -26,7 +26,7 @@ from deltalake.schema import PrimitiveType
 
 import pixels_assets
 from pixels_assets.errors import BatchError, CommitConflictError, LakeError, UsageError
-from pixels_assets.lake.commit import _write, commit, committed, create_tables, is_committed, open_table, part_files, table_lock
+from pixels_assets.lake.commit import _newest, _write, commit, committed, create_tables, is_committed, open_table, part_files, table_lock
 from pixels_assets.lake.parts import Part, PartWriter
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, RAW_FILES, TABLES, Column, Table
 
@@ -452,6 +452,23 @@ def test_the_ledger_outlives_checkpoints_and_expired_log_entries(lake) -> None:
     assert not (log / f"{1:020}.json").exists()
     assert is_committed(lake, SMALL, "first")
     assert not is_committed(lake, SMALL, "second")
+
+
+def test_a_table_is_kept_until_its_log_is_another(lake) -> None:
+    land(lake, "b1", ["/in/a"])
+    kept = _newest(lake, "small")
+    assert is_committed(lake, SMALL, "b1")
+    assert _newest(lake, "small") is kept
+    open_table(lake, "small").create_checkpoint()  # entries that the kept one may still ask for can go now
+    assert _newest(lake, "small") is not kept
+    land(lake, "b2", ["/in/b"])
+    assert len(part_files(lake, SMALL, ["b1", "b2"])) == 2
+    shutil.rmtree(lake / "small")
+    create_tables(lake, [SMALL])
+    land(lake, "b3", ["/in/c"])
+    land(lake, "b4", ["/in/d"])
+    assert [is_committed(lake, SMALL, name) for name in ("b1", "b2", "b3", "b4")] == [False, False, True, True]
+    assert part_files(lake, SMALL, ["b1", "b2"]) == []
 
 
 # --- crowds

@@ -91,6 +91,17 @@ def test_what_the_program_writes_is_no_source(place, tmp_path) -> None:
     found = look(place.instance, lake, sources, [str(place.source), str(tmp_path / "home")])
     assert found.listed == 1
     assert look(place.instance, lake, sources, [str(place.source), str(tmp_path / "home")]).batches == []
+    for folder in (place.lake, place.lake / "raw_files", place.source / "var" / "unzipped"):
+        with pytest.raises(UsageError, match=f"the source '{folder}' is never read"):
+            look(place.instance, lake, sources, [str(place.source), str(folder)])
+
+
+def test_a_lake_that_would_be_its_own_source_is_not_made(place) -> None:
+    place.values["lake"] = place.source
+    lake, sources = place.resources()
+    with pytest.raises(UsageError, match="is never read"):
+        look(place.instance, lake, sources, [str(place.source)])
+    assert not list(place.source.iterdir())
 
 
 def test_modes() -> None:

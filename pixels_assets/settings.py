@@ -88,6 +88,10 @@ class Settings:
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
 
     def __post_init__(self) -> None:
+        limits: object = self.limits
+        if not isinstance(limits, Limits):
+            msg = f"limits is {limits!r}; it must be a Limits, such as Limits(max_depth=3)"
+            raise UsageError(msg)
         _check(self)
         _check(self.limits)
 

@@ -296,6 +296,8 @@ def _copy_band(bits: _Bits, columns: int, rows: int, planes: int, least: int) ->
             length_bits = 3
             while bits.take():
                 length_bits += 1
+                if length_bits > 32:
+                    return None
             length = bits.number(length_bits + passes.bit_length() - 1)
             # The first bit plane that is not empty has one pass, each further one three: an encoder may have left some out already.
             left = min(passes, max(1, 3 * (planes - (threshold - 1) - least) - 2))

@@ -1,6 +1,7 @@
 """The `pixels` command. Thin: parses arguments, calls the layers below, prints. Imports them only when a command needs them."""
 
 import argparse
+import errno
 import gc
 import logging
 import os
@@ -39,13 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.more = more
     try:
         with _terminating_in_order():
-            return _run(options)
+            code = _run(options)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("pixels: there is no room for the output; make some, or send it somewhere else", file=sys.stderr)
+        return 1
     except PixelsError as error:
         print(f"pixels: {error}", file=sys.stderr)
         return error.exit_code

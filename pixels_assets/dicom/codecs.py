@@ -207,6 +207,8 @@ class Codestream:
 
 
 _J2K_START = b"\xff\x4f\xff\x51"
+_TILE_PART = b"\xff\x90\x00\x0a"
+_END = b"\xff\xd9"
 _JP2_BOX = b"\x00\x00\x00\x0cjP  "
 _JXL_BOX = b"\x00\x00\x00\x0cJXL "
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -576,15 +578,29 @@ def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription
     return array
 
 
+def _ended(data: bytes) -> bytes:
+    """Add the end mark of JPEG-LS and JPEG 2000 where a writer left it out.
+
+    Without it decoders refuse a whole codestream, and CharLS counts beyond the end of one cut short for seconds. In JPEG 2000 it comes right behind
+    the last tile-part, before what a fragment is padded with.
+    """
+    if _END in data[-64:]:
+        return data
+    stop = data.find(_TILE_PART)
+    while stop >= 0 and data.startswith(_TILE_PART, stop):
+        size = int.from_bytes(data[stop + 6 : stop + 10], "big")
+        stop = stop + size if size else len(data)
+    return data[:stop] + _END if stop >= 0 else data + _END
+
+
 def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> Array:
-    # Where the end mark is missing, CharLS refuses a whole stream, and counts beyond the end of one cut short for seconds.
-    array: Array = imagecodecs.jpegls_decode(data if b"\xff\xd9" in data[-64:] else data + b"\xff\xd9")
+    array: Array = imagecodecs.jpegls_decode(_ended(data))
     return array
 
 
 def _jpeg_2000(data: bytes, found: Codestream, description: PixelDescription) -> Array:
     # Not `htj2k_decode` for Part 15: twice as fast, but it lets lossy overshoot wrap from white to black and hides errors of damaged codestreams.
-    array: Array = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    array: Array = imagecodecs.jpeg2k_decode(_ended(data), numthreads=1)
     return array
 
 
@@ -592,7 +608,7 @@ def _jpeg_2000_openjpeg(data: bytes, found: Codestream, description: PixelDescri
     """Second opinion: another build of OpenJPEG, which also reads subsampled components."""
     from openjpeg.utils import decode as openjpeg_decode
 
-    array: Array = openjpeg_decode(data)
+    array: Array = openjpeg_decode(_ended(data))
     return array
 
 
@@ -682,7 +698,7 @@ def _small_high_throughput(data: bytes, found: Codestream, description: PixelDes
     It lets values wrap around that the wavelet throws beyond the range, and it hides damage: the bits above those stored have to be free to tell the
     former, and the codestream has to be there to its end. Damaged tile grids keep it busy for ever.
     """
-    if not found.high_throughput or not found.one_tile or found.samples != 1 or found.precision <= 8 or b"\xff\xd9" not in data[-4:]:
+    if not found.high_throughput or not found.one_tile or found.samples != 1 or found.precision <= 8 or _END not in data[-4:]:
         return None
     with _nothing_swallowed():
         array: Array = imagecodecs.htj2k_decode(data[found.start :] if found.start else data, skipres=(levels, levels))
@@ -726,7 +742,7 @@ _SAFE_INT16 = 24_000
 
 def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
     """OpenJPEG by way of Pillow, without the bit planes that nobody would see where the codestream allows that."""
-    data = data[found.start :] if found.start else data
+    data = _ended(data[found.start :] if found.start else data)
     if tolerance > 1 and found.samples == 1 and (fewer := without_low_planes(data, levels, tolerance, finest=_FINEST)) is not None:
         array = _small_openjpeg(fewer, found, levels)
         if array is not None and _spread(array) >= _SPREAD * tolerance:

@@ -180,13 +180,27 @@ def test_a_damaged_tile_grid_does_not_keep_a_decoder_busy_for_ever():
         decode_reduced(Codec.JPEG_2000, bytes(data), grey(rows=256, columns=256), max_bytes=LIMIT, reduction=2)
 
 
-def test_jpeg_ls_without_an_end_mark_is_read():
-    data = imagecodecs.jpegls_encode(ramp(rows=60, columns=70))
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize(
+    ("codec", "encode"),
+    [
+        (Codec.JPEG_LS, imagecodecs.jpegls_encode),
+        (Codec.JPEG_2000, lambda array: imagecodecs.jpeg2k_encode(array, reversible=True, level=0, codecformat="j2k")),
+        (Codec.JPEG_2000, lambda array: imagecodecs.htj2k_encode(array, reversible=True)),
+    ],
+)
+def test_a_codestream_without_its_end_mark_is_read_and_one_cut_short_is_not(codec, encode, reduction, padding):
+    array = ramp(rows=256, columns=256)
+    data = bytes(encode(array))
     assert data.endswith(b"\xff\xd9")
-    decoded, _ = decode(Codec.JPEG_LS, data[:-2], grey(rows=60, columns=70), max_bytes=LIMIT)
-    assert np.array_equal(decoded, ramp(rows=60, columns=70))
+    shape = grey(rows=256, columns=256)
+    whole, cut = ({"data": data[:stop] + padding, "description": shape, "max_bytes": LIMIT, "reduction": reduction} for stop in (-2, len(data) // 2))
+    decoded, _, scale = decode_reduced(codec, **whole)
+    assert decoded.shape == (256 // scale, 256 // scale)
+    assert scale > 1 or np.array_equal(decoded, array)
     with pytest.raises(NoPixels):
-        decode(Codec.JPEG_LS, data[: len(data) // 2], grey(rows=60, columns=70), max_bytes=LIMIT)
+        decode_reduced(codec, **cut)
 
 
 def test_too_few_quantization_steps_do_not_end_the_process():

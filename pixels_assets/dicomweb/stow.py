@@ -386,7 +386,8 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
             reason = "there is no space for it" if error.errno in _NO_SPACE else f"it cannot be written ({type(error).__name__})"
             raise HTTPException(507, f"the request was not stored: {reason}") from error
         finally:
-            await service.run(shutil.rmtree, folder, ignore_errors=True)
+            # Shielded: the end of the server cuts off requests, and leaves nothing behind.
+            await asyncio.shield(asyncio.wrap_future(service.threads.submit(shutil.rmtree, folder, ignore_errors=True)))
         for item in receiver.received:
             metrics.stored.labels("failed" if item.failure else "version" if item.warning else "stored").inc()
         status, body = _answer(receiver.received, receiver.refused, base_url(service, request))

@@ -290,6 +290,29 @@ def test_what_depends_on_the_pixel_representation(representation):
         assert is_fast == (representation in {b"\0\0", b"\1\0"})
 
 
+@pytest.mark.parametrize("representation", [b"\0\0", b"\1\0", b"", None])
+@pytest.mark.parametrize("is_delimited", [False, True])
+def test_what_depends_on_the_pixel_representation_within_sequences(representation, is_delimited):
+    mapped = implicit(0x00283002, b"\xff\xff\0\0\x10\0") + implicit(0x00409211, b"\xff\xff") + implicit(0x00409216, b"\0\x80")
+    signed = implicit(0x00280103, b"\1\0") + mapped
+    head = IMPLICIT_IDENTITY + (implicit(0x00280103, representation) if representation is not None else b"")
+
+    def sequence(tag, content):
+        return delimited(tag, "", item(content)) if is_delimited else implicit(tag, item(content))
+
+    def is_fast(*contents):
+        return is_read_fast(part_10(b"".join(contents), ImplicitVRLittleEndian))
+
+    is_known = is_delimited or representation != b""
+    assert is_fast(head, sequence(0x00409096, mapped)) == is_known
+    assert is_fast(head, sequence(0x52009230, sequence(0x00409096, mapped))) == is_known
+    assert not is_fast(head, sequence(0x00409096, signed))
+    assert is_fast(head, delimited(0x52009230, "", item(sequence(0x00409096, mapped))))
+    # Before it, and before one of an item's own, it is not known.
+    assert is_fast(IMPLICIT_IDENTITY, sequence(0x00081140, mapped), head[len(IMPLICIT_IDENTITY) :]) == is_delimited
+    is_fast(head, sequence(0x52009230, sequence(0x00081140, mapped) + signed))
+
+
 @pytest.mark.parametrize("is_implicit", [False, True])
 def test_sequences_of_defined_and_undefined_length_nest(is_implicit):
     def sequence(tag, content):

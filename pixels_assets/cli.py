@@ -3,6 +3,7 @@
 import argparse
 import errno
 import gc
+import io
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,17 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, bad files included. 1: the environment failed. 2: wrong arguments. 130: interrupted.
     """
-    parser = _parser()
-    options, more = parser.parse_known_args(arguments)
-    if more and options.command is not _bench:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    options.more = more
     try:
         with _terminating_in_order():
-            code = _run(options)
+            code = _run(_options(arguments))
             sys.stdout.flush()
             return code
     except KeyboardInterrupt:
+        if arguments is None:  # the process ends with this; whoever asks again must not get a stack trace for it
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
@@ -60,7 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and options.command is not _bench:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more = more
+    return options
+
+
 def _run(options: argparse.Namespace) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal's encoding lacks is written out
+        sys.stdout.reconfigure(errors="backslashreplace")
     settings = Settings.from_environment(
         lake=options.lake,
         workers=getattr(options, "workers", None),
@@ -306,14 +315,20 @@ def _sql(options: argparse.Namespace, settings: Settings) -> int:
             print(text)
     elif options.output:
         sql.write_file(settings.lake, statement, options.output, kind, attached)
-    elif kind == "parquet" and sys.stdout.isatty():
+    else:
+        _stream(settings.lake, statement, kind, attached)
+    return 0
+
+
+def _stream(lake: Path, statement: str, kind: str, attached: Mapping[str, object]) -> None:
+    from pixels_assets.lake import sql
+
+    if kind == "parquet" and sys.stdout.isatty():
         msg = "a terminal does not show Parquet; write it to a file with -o FILE"
         raise UsageError(msg)
-    else:
-        sys.stdout.flush()
-        sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, attached)
-        sys.stdout.flush()
-    return 0
+    sys.stdout.flush()
+    sql.write_stream(lake, statement, sys.stdout.buffer, kind, attached)
+    sys.stdout.flush()
 
 
 def _rebuild(options: argparse.Namespace, settings: Settings) -> int:
@@ -351,7 +366,7 @@ def _tags(options: argparse.Namespace, settings: Settings) -> int:
         for row in [("VR", "objects", "share", "first batch", "attribute"), *_tag_lines(seen["seen_tags"].iter_rows())]:
             print("{:<3}{:>10}{:>8}  {:<22}  {}".format(*row))
     else:
-        sql.write_stream(settings.lake, statement, sys.stdout.buffer, kind, seen)
+        _stream(settings.lake, statement, kind, seen)
     return 0
 
 
@@ -372,11 +387,24 @@ def _statement(options: argparse.Namespace) -> str:
             msg = f"the statement cannot be read from {options.file}: {getattr(error, 'strerror', 'it is not UTF-8')}"
             raise UsageError(msg) from None
     if options.statement and options.statement != "-":
-        return str(options.statement)
+        return _decoded(options.statement)
     if not options.statement and not options.file and sys.stdin.isatty():
         msg = "give a statement, -f FILE, or a statement on stdin"
         raise UsageError(msg)
-    return sys.stdin.read()
+    return _decoded(sys.stdin.read())
+
+
+def _decoded(statement: str) -> str:
+    """Undo what a locale without UTF-8 makes of a statement."""
+    try:
+        statement.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(statement).decode()
+        except UnicodeError:
+            msg = "the statement is not UTF-8"
+            raise UsageError(msg) from None
+    return statement
 
 
 def _attachment(text: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from pixels_assets.intake.objects import Status
 from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
-from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches
+from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches, require_lake
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
 from pixels_assets.orchestration.jobs import is_behind, is_overwrite, look
@@ -116,7 +116,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
     folders = [os.fspath(source) for source in sources]
     asked = {Listing(folder).source for folder in folders}
     started = time.monotonic()
-    _require_engine(settings)
+    _require(settings)
     with shared_instance() as instance, keep_workers():
         resources = default_resources(settings)
         lake, watched = resources["lake"], resources["sources"]
@@ -149,7 +149,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
     """
     started, ran = time.monotonic(), Ingested()
     batches = quarantined_batches(settings.lake, statuses)
-    _require_engine(settings)
+    _require(settings)
     with shared_instance() as instance, keep_workers():
         register(instance, list(batches))
         job = _job(settings, _INGEST)
@@ -180,11 +180,12 @@ def extract(settings: Settings, names: Sequence[str], *, say: Say = logger.info)
         There is no such extractor, or no lake.
     """
     started, ran = time.monotonic(), Ingested()
+    require_lake(settings.lake)
     chosen = replace(settings, extractors=",".join(names))
     keys = [asset_key(extractor.table) for extractor in load_extractors(chosen)]
     pending = set(pending_batches(settings.lake))
     batches = [batch for batch in manifests(settings.lake).keys() if batch not in pending]  # noqa: SIM118 - no mapping
-    _require_engine(settings)
+    _require(chosen)
     with shared_instance() as instance, keep_workers():
         register(instance, batches)
         job = _job(chosen, _INGEST)
@@ -231,8 +232,12 @@ def rebuild(settings: Settings, batches: Sequence[str] = (), *, say: Say = logge
         return {name: int(str(value.value)) for name, value in figures.items()}
 
 
-def _require_engine(settings: Settings) -> None:
-    """Raise before anything is written when the engine needs what is not here."""
+def _require(settings: Settings) -> None:
+    """Raise before anything is written when the engine or an extractor needs what is not here."""
+    if any(extractor.name == "patches" for extractor in load_extractors(settings)):
+        from pixels_assets.engines.patching import rules_and_folder
+
+        rules_and_folder(settings)
     if settings.engine == "spark":
         from pixels_assets.engines.spark import require_java, require_master
 
@@ -247,7 +252,7 @@ def _run_pending(settings: Settings, instance: dg.DagsterInstance, ran: Ingested
         return
     if settings.engine == "local":
         files = ran.discovery.listed - ran.discovery.unchanged
-        start_workers(settings.worker_count if files > _FEW_FILES else 1, settings.worker_bytes)
+        start_workers(min(settings.worker_count, files) if files > _FEW_FILES else 1, settings.worker_bytes)
     register(instance, pending)
     job, in_a_row = _job(settings, _INGEST), 0
     for number, batch in enumerate(pending, start=1):

@@ -16,6 +16,13 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 ENGINES = ("local", "spark")
+_TOO_LARGE = 2**62
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a text"),
+}
 
 
 def _setting(default: Any, meaning: str, *, at_least: float | None = None) -> Any:
@@ -81,6 +88,10 @@ class Settings:
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
 
     def __post_init__(self) -> None:
+        limits: object = self.limits
+        if not isinstance(limits, Limits):
+            msg = f"limits is {limits!r}; it must be a Limits, such as Limits(max_depth=3)"
+            raise UsageError(msg)
         _check(self)
         _check(self.limits)
 
@@ -104,9 +115,10 @@ class Settings:
         values: dict[str, Any] = {"lake": home() / "var" / "lake", "limits": Limits(**_from_environment(Limits, "PIXELS_LIMIT_"))}
         values |= _from_environment(cls, "PIXELS_")
         values |= {name: value for name, value in overrides.items() if value is not None}
-        for name in ("lake", "extract_to", "patch_rules", "patch_to"):
-            values[name] = Path(values[name]).expanduser().absolute() if values.get(name) else None
-        values["sources"] = tuple(str(Path(source).expanduser().absolute()) for source in values.get("sources", ()))
+        for name in ("extract_to", "patch_rules", "patch_to"):
+            values[name] = folder_path(name, values[name]) if values.get(name) else None
+        values["lake"] = folder_path("lake", values["lake"])
+        values["sources"] = tuple(str(_absolute("sources", source)) for source in values.get("sources", ()))
         unknown = values.keys() - {item.name for item in fields(cls)}
         if unknown:
             msg = f"there are no settings {sorted(unknown)}; the settings are {', '.join(item.name for item in fields(cls))}"
@@ -121,6 +133,34 @@ def home() -> Path:
         return Path(configured).absolute()
     checkout = Path(__file__).resolve().parents[1]
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
+
+
+def _absolute(name: str, path: Any) -> Path:
+    """Make a path of what was given for a setting, ``~`` resolved."""
+    try:
+        if path:
+            return Path(path).expanduser().absolute()
+    except (TypeError, RuntimeError):  # no path at all, or somebody's home who is nobody
+        pass
+    msg = f"{name} is {path!r}; it must be a path"
+    raise UsageError(msg)
+
+
+def folder_path(name: str, path: Any) -> Path:
+    """Make an absolute path of what was given for the lake or another folder that is written to; it also stands in tables and in Dagster's storage.
+
+    Raises
+    ------
+    UsageError
+        It is empty, no path, or no UTF-8.
+    """
+    found = _absolute(name, path)
+    try:
+        str(found).encode()
+    except UnicodeEncodeError:
+        msg = f"{name} is {str(found)!r}, which is no UTF-8 here; use another name, or set PYTHONUTF8=1 where the locale is the reason"
+        raise UsageError(msg) from None
+    return found
 
 
 def _from_environment(cls: type[Any], prefix: str) -> dict[str, Any]:
@@ -156,8 +196,12 @@ def _parse(variable: str, text: str, default: Any) -> Any:
 def _check(values: Settings | Limits) -> None:
     for item in fields(values):
         least, value = item.metadata["at_least"], getattr(values, item.name)
-        if least is not None and not value >= least:  # not a number is not enough either
-            msg = f"{item.name} is {value}; it must be at least {least}"
+        wanted, meant = _KINDS.get(type(item.default), (object, ""))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            msg = f"{item.name} is {value!r}; it must be {meant}"
+            raise UsageError(msg)
+        if least is not None and not least <= value < _TOO_LARGE:  # which not a number and infinity are not either
+            msg = f"{item.name} is {value}; it must be at least {least}" + ("" if value < least else f" and less than {_TOO_LARGE}")
             raise UsageError(msg)
     if isinstance(values, Settings) and values.engine not in ENGINES:
         msg = f"engine is {values.engine!r}; use {' or '.join(ENGINES)}"

@@ -94,8 +94,12 @@ def runs(home):
         (["ingest", "/", "--mode", "both"], "invalid choice"),
         (["ingest", "/nowhere", "--lake", "LAKE"], "/nowhere"),
         (["ingest", "FILE", "--lake", "LAKE"], "FILE"),
+        (["ingest", "/", "--lake", ""], "lake is ''"),
+        (["ingest", "/", "--lake", "~nobody of this name/lake"], "it must be a path"),
+        (["sql", "select '\udcff'"], "the statement is not UTF-8"),
         (["status", "--lake", "LAKE"], "there is no lake in"),
         (["retry", "--lake", "LAKE"], "there is no lake in"),
+        (["extract", "paths", "--lake", "LAKE"], "there is no lake in"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, says):
@@ -173,6 +177,13 @@ def test_an_interrupted_run_says_so_leaves_no_process_and_the_next_run_goes_on(f
     assert runs(tmp_path)[0] == dg.DagsterRunStatus.SUCCESS
     assert ingest_here(folder, tmp_path)[0] == 0
     assert table_hash(tmp_path / "lake") == table_hash(undisturbed / "lake")
+
+
+def test_who_asks_for_the_end_again_and_again_gets_the_same_line_and_no_stack_trace():
+    script = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pixels_assets import cli; "
+    script += "cli._options = lambda _: signal.raise_signal(signal.SIGINT); code = cli.main(); signal.raise_signal(signal.SIGINT); os._exit(code)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (130, 1)
 
 
 def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder, tmp_path):

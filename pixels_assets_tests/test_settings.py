@@ -67,7 +67,18 @@ def test_what_does_not_parse_is_named(monkeypatch, variable, text):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": -1}, {"batch_files": 0}, {"thumbnail_size": 7}, {"object_seconds": 0.0}, {"quiet_seconds": float("nan")}, {"log_level": "loud"}],
+    [
+        *(
+            {"workers": -1},
+            {"batch_files": 0},
+            {"thumbnail_size": 7},
+            {"object_seconds": 0.0},
+            {"quiet_seconds": float("nan")},
+            {"log_level": "loud"},
+        ),
+        *({"quiet_seconds": float("nan")}, {"quiet_seconds": float("inf")}, {"worker_bytes": 10**20}),  # of another type:
+        *({"workers": "2"}, {"workers": 2.0}, {"workers": True}, {"preview": "no"}, {"log_level": 10}, {"lake": 5}, {"sources": [5]}, {"limits": {}}),
+    ],
     ids=str,
 )
 def test_what_is_out_of_range_is_named(wrong):

@@ -6,6 +6,7 @@ the data set: what a codestream says about its own size is compared with it befo
 
 import io
 import logging
+import math
 import struct
 import sys
 import threading
@@ -179,7 +180,8 @@ class Codestream:
     progressive : bool
         A JPEG whose decoder holds all coefficients at once.
     colour : str or None
-        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, None where only the data set can.
+        ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, ``RGB`` for JPEG 2000 with subsampled components, which decoders take for YCbCr and
+        undo; None where only the data set can say.
     levels : int
         Times that the codestream can be halved: wavelet decompositions of JPEG 2000, 3 for the discrete cosine transform of JPEG, else 0.
     high_throughput : bool
@@ -205,6 +207,8 @@ class Codestream:
 
 
 _J2K_START = b"\xff\x4f\xff\x51"
+_TILE_PART = b"\xff\x90\x00\x0a"
+_END = b"\xff\xd9"
 _JP2_BOX = b"\x00\x00\x00\x0cjP  "
 _JXL_BOX = b"\x00\x00\x00\x0cJXL "
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -451,8 +455,9 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
     right, bottom, left, top, wide, high, tile_left, tile_top = struct.unpack_from(">8L", data, start + 8)
     samples, depth = struct.unpack_from(">HB", data, start + 40)
     capable = bool(data[start + 6] & 0x40)  # Part 15, told by the capabilities in Rsiz
+    components = data[start + 42 : start + 42 + 3 * samples]
     # An image area with an offset, subsampled components or components of several kinds: not worth a way of their own.
-    plain = not (left or top) and data[start + 42 : start + 42 + 3 * samples] == bytes((depth, 1, 1)) * samples
+    plain = not (left or top) and components == bytes((depth, 1, 1)) * samples
     levels = _jpeg_2000_levels(data, start) if plain else 0
     return Codestream(
         bottom - top,
@@ -460,6 +465,7 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
         samples,
         (depth & 0x7F) + 1,
         signed=bool(depth & 0x80),
+        colour="RGB" if samples == 3 and components[1:2] != components[4:5] else None,
         levels=levels,
         high_throughput=capable,
         one_tile=not (tile_left or tile_top) and wide >= right and high >= bottom,
@@ -468,15 +474,22 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
 
 
 def _jpeg_2000_levels(data: bytes, start: int) -> int:
-    """Read the number of decomposition levels in the COD marker segment; 0 where components have their own (COC) or there is none to be found."""
-    levels, position = 0, start + 2
+    """Read the number of decomposition levels in the COD marker segment; 0 where components have their own (COC) or there is none to be found.
+
+    0 too where the QCD marker segment has fewer steps than that needs: OpenJPH reads beyond its end.
+    """
+    levels, steps, position = 0, 0.0, start + 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
+        length = max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
         if data[position + 1] == 0x53:
             return 0
         if data[position + 1] == 0x52 and position + 9 < len(data):
             levels = min(data[position + 9], 32)
-        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
-    return levels
+        elif data[position + 1] == 0x5C and position + 4 < len(data):
+            style = data[position + 4] & 0x1F  # one byte a step, one step for all, two bytes a step
+            steps = length - 3 if style == 0 else math.inf if style == 1 and length >= 5 else (length - 3) // 2
+        position += 2 + length
+    return levels if steps > 3 * levels else 0
 
 
 def _jpeg_xl_header(data: bytes) -> Codestream:
@@ -565,14 +578,29 @@ def _jpeg_lossless(data: bytes, found: Codestream, description: PixelDescription
     return array
 
 
+def _ended(data: bytes) -> bytes:
+    """Add the end mark of JPEG-LS and JPEG 2000 where a writer left it out.
+
+    Without it decoders refuse a whole codestream, and CharLS counts beyond the end of one cut short for seconds. In JPEG 2000 it comes right behind
+    the last tile-part, before what a fragment is padded with.
+    """
+    if _END in data[-64:]:
+        return data
+    stop = data.find(_TILE_PART)
+    while stop >= 0 and data.startswith(_TILE_PART, stop):
+        size = int.from_bytes(data[stop + 6 : stop + 10], "big")
+        stop = stop + size if size else len(data)
+    return data[:stop] + _END if stop >= 0 else data + _END
+
+
 def _jpeg_ls(data: bytes, found: Codestream, description: PixelDescription) -> Array:
-    array: Array = imagecodecs.jpegls_decode(data)
+    array: Array = imagecodecs.jpegls_decode(_ended(data))
     return array
 
 
 def _jpeg_2000(data: bytes, found: Codestream, description: PixelDescription) -> Array:
     # Not `htj2k_decode` for Part 15: twice as fast, but it lets lossy overshoot wrap from white to black and hides errors of damaged codestreams.
-    array: Array = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    array: Array = imagecodecs.jpeg2k_decode(_ended(data), numthreads=1)
     return array
 
 
@@ -580,7 +608,7 @@ def _jpeg_2000_openjpeg(data: bytes, found: Codestream, description: PixelDescri
     """Second opinion: another build of OpenJPEG, which also reads subsampled components."""
     from openjpeg.utils import decode as openjpeg_decode
 
-    array: Array = openjpeg_decode(data)
+    array: Array = openjpeg_decode(_ended(data))
     return array
 
 
@@ -670,7 +698,7 @@ def _small_high_throughput(data: bytes, found: Codestream, description: PixelDes
     It lets values wrap around that the wavelet throws beyond the range, and it hides damage: the bits above those stored have to be free to tell the
     former, and the codestream has to be there to its end. Damaged tile grids keep it busy for ever.
     """
-    if not found.high_throughput or not found.one_tile or found.samples != 1 or found.precision <= 8 or b"\xff\xd9" not in data[-4:]:
+    if not found.high_throughput or not found.one_tile or found.samples != 1 or found.precision <= 8 or _END not in data[-4:]:
         return None
     with _nothing_swallowed():
         array: Array = imagecodecs.htj2k_decode(data[found.start :] if found.start else data, skipres=(levels, levels))
@@ -714,7 +742,7 @@ _SAFE_INT16 = 24_000
 
 def _small_jpeg_2000(data: bytes, found: Codestream, description: PixelDescription, levels: int, tolerance: float) -> Array | None:
     """OpenJPEG by way of Pillow, without the bit planes that nobody would see where the codestream allows that."""
-    data = data[found.start :] if found.start else data
+    data = _ended(data[found.start :] if found.start else data)
     if tolerance > 1 and found.samples == 1 and (fewer := without_low_planes(data, levels, tolerance, finest=_FINEST)) is not None:
         array = _small_openjpeg(fewer, found, levels)
         if array is not None and _spread(array) >= _SPREAD * tolerance:
@@ -814,6 +842,8 @@ def _correct(array: Array, codec: Codec, found: Codestream, description: PixelDe
 def _colour_after(codec: Codec, found: Codestream, description: PixelDescription) -> str:
     """Photometric interpretation of what the decoder returned."""
     if codec is Codec.JPEG_XL or (codec is Codec.JPEG and not found.lossless):
+        return "RGB"
+    if codec is Codec.JPEG_2000 and found.colour == "RGB":
         return "RGB"
     # Lossless codecs return what was put in. JPEG 2000 undoes its own transforms, which is what YBR_RCT and YBR_ICT stand for.
     return "YBR_FULL" if description.photometric.startswith(("YBR_FULL", "YBR_PARTIAL")) else "RGB"

@@ -26,6 +26,9 @@ ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 # Sequences within sequences. pydicom itself ends at about 200 with Python's default recursion limit; each level nests JSON by three.
 MAX_NESTING = 250
+# A part of a file that was never written is zeros. Each eight would be an element, or an item: elements are skipped, so many are no items.
+_UNWRITTEN_BYTES = 4096
+_MOST_ZEROS = 1024 * 1024
 
 # Python encodings, as pydicom names them.
 Charset = str | MutableSequence[str]
@@ -132,7 +135,7 @@ class ElementReader:
 
         def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
             # pydicom's generator looks into Specific Character Set, and raises on a damaged one.
-            if length == UNDEFINED_LENGTH or tag == SPECIFIC_CHARACTER_SET or (stop is not None and stop(tag)):
+            if length == UNDEFINED_LENGTH or tag == SPECIFIC_CHARACTER_SET or not (tag or length) or (stop is not None and stop(tag)):
                 met.append((int(tag), vr, length))
                 return True
             return False
@@ -176,6 +179,8 @@ class ElementReader:
                 self._note_order(single.tag, into)
             last = single.tag
             into[last] = single
+            if not (number or length or vr) and self._skip_zeros(end):
+                self.notes.add("element_repeated", last)
         return None
 
     def sequence(self, charset: Charset, *, implicit: bool, length: int | None, level: int) -> tuple[Sequence, bool]:
@@ -211,6 +216,9 @@ class ElementReader:
             # As in pydicom, whatever is not the delimiter counts as an item.
             if group << 16 | number == SEQUENCE_END:
                 break
+            if not (group or number or size) and self._is_unwritten():
+                whole = False
+                break
             item_start = source.tell()
             item_implicit = implicit or not self._vr_ahead()
             elements: Elements = {}
@@ -220,6 +228,27 @@ class ElementReader:
         sequence = Sequence(items)
         sequence.is_undefined_length = length is None
         return sequence, whole
+
+    def _skip_zeros(self, end: int | None) -> bool:
+        """Move over elements of eight zeros, all alike; tell whether there are any."""
+        source = self.source
+        start = at = source.tell()
+        size = 64
+        while True:
+            data = source.read(size if end is None else min(size, max(end - at, 0)))
+            zeros = len(data) - len(data.lstrip(b"\0"))
+            at += zeros - zeros % 8
+            if zeros < size:
+                source.seek(at)
+                return at > start
+            size = min(2 * size, _MOST_ZEROS)
+
+    def _is_unwritten(self) -> bool:
+        """Whether long zeros follow."""
+        start = self.source.tell()
+        data = self.source.read(_UNWRITTEN_BYTES)
+        self.source.seek(start)
+        return len(data) == _UNWRITTEN_BYTES and not data.strip(b"\0")
 
     def _vr_ahead(self) -> bool:
         """Whether the next element's header holds two capitals where an explicit VR would be."""

@@ -253,6 +253,8 @@ def pixel_aspect(dataset: ImageHeader, index: int = 0) -> float:
         pair = numbers(holder, keyword)
         if len(pair) == 2 and min(pair) > 0:
             aspect = pair[0] / pair[1]
+            if keyword == "PixelAspectRatio" and aspect == 1:  # some write it always; spacings know better
+                continue
             return aspect if 0.02 <= aspect <= 50 and abs(aspect - 1) > 0.01 else 1.0
     return 1.0
 
@@ -459,11 +461,13 @@ class _Segments:
     def __init__(self, words: NDArray[np.uint16], entries: int, width: int) -> None:
         self._words, self._entries, self._width = words, entries, width
         self._starts: set[int] = set()
+        self._left = len(words) + entries  # as many segments do something; empty ones that are copied again and again do not
 
     def expand(self, expanded: list[int], position: int, count: int | None = None) -> None:
         """Append the entries of segments, of all of them or of `count` that an indirect one copies."""
         words, done = self._words, 0
-        while position + 2 <= len(words) and len(expanded) < self._entries and (count is None or done < count):
+        while self._left and position + 2 <= len(words) and len(expanded) < self._entries and (count is None or done < count):
+            self._left -= 1
             self._starts.add(position)
             kind, length = int(words[position]), int(words[position + 1])
             position, done = position + 2, done + 1

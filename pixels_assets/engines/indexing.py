@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
+from pixels_assets.dicom.codecs import CODECS, Codec, Reason
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
@@ -261,6 +262,8 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]
     if THUMBNAILS.name not in spec.outputs:
         return NoThumbnail("not_asked_for", "thumbnails were not selected in this run"), header
+    if header.pixel_offset is None and CODECS.get(header.transfer_syntax or "") is Codec.REFERENCED:
+        return NoThumbnail(Reason.REFERENCED_PIXELS.value, "the pixel data is behind a URL, which is not followed"), header
     return make_thumbnail(PixelSource.of(header), size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes), header
 
 

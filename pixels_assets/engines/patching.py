@@ -36,6 +36,7 @@ from pydicom.tag import BaseTag
 from pixels_assets.engines.extractors import Extractor, Seen
 from pixels_assets.errors import LakeError, UsageError
 from pixels_assets.lake.schema import Column
+from pixels_assets.settings import Settings
 
 _TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
 _FILE_META = {0x00080016: 0x00020002, 0x00080018: 0x00020003}
@@ -163,12 +164,23 @@ def _replaced(value: Any, pattern: re.Pattern[str], replacement: str) -> Any:
     return value if value is None or isinstance(value, bytes) else pattern.sub(replacement, str(value))
 
 
-def _patch(seen: Seen) -> Mapping[str, object] | None:
-    settings, header = seen.settings, seen.header
+def rules_and_folder(settings: Settings) -> tuple[tuple[Rule, ...], Path]:
+    """Read the rules that the settings name; tell where the copies go.
+
+    Raises
+    ------
+    UsageError
+        They name no file, or no folder for the copies; or see `read_rules`.
+    """
     if settings.patch_rules is None or settings.patch_to is None:
         msg = "the extractor `patches` needs PIXELS_PATCH_RULES, a file, and PIXELS_PATCH_TO, a folder"
         raise UsageError(msg)
-    rules = read_rules(settings.patch_rules)
+    return read_rules(settings.patch_rules), settings.patch_to
+
+
+def _patch(seen: Seen) -> Mapping[str, object] | None:
+    settings, header = seen.settings, seen.header
+    rules, folder = rules_and_folder(settings)
     stream = seen.found.stream
     if header is None or stream is None:
         return None
@@ -190,8 +202,8 @@ def _patch(seen: Seen) -> Mapping[str, object] | None:
             dataset.file_meta[meta].value = dataset[tag].value
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=False)
-    path = _target(settings.patch_to, seen.found.path)
-    _write(path, settings.patch_to, buffer, seen, header.pixel_offset if in_place else None)
+    path = _target(folder, seen.found.path)
+    _write(path, folder, buffer, seen, header.pixel_offset if in_place else None)
     names = [keyword_for_tag(tag) or f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in sorted(changed)]
     return {"patched_path": str(path), "rules": applied, "elements": names}
 

@@ -31,7 +31,7 @@ from pixels_assets.settings import Limits
 _ROWS_AT_ONCE = 16
 _TRANSFER_SYNTAX = "TransferSyntaxUID"
 _PIXELS = "7FE00008"
-_DECLARED = '"00020010"'
+_DECLARED = re.compile(r'"00020010":\{"vr":"[A-Z]{2}","Value":\["[^"]')
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ def _read_again(row: dict[str, Any], limits: Limits) -> bool:
     row["meta"], behind = _with_end_of(header.meta, row["meta"]) if len(data) < (row["length"] or 0) else (header.meta, frozenset[str]())
     row["file_meta"] = header.file_meta
     row.update({attribute.keyword: header.values.get(attribute.keyword) for attribute in ATTRIBUTES if f"{attribute.tag:08X}" not in behind})
-    if seen is not None and _DECLARED not in (header.file_meta or ""):
+    if seen is not None and not _DECLARED.search(header.file_meta or ""):
         row[_TRANSFER_SYNTAX] = seen
     before = row.get("warnings") or []
     row["warnings"] = [*before, *(warning for warning in header.warnings if warning not in before)]

@@ -23,7 +23,7 @@ from pixels_assets.intake.budget import PROGRESS_BYTES, Budget, MemberError, Wal
 from pixels_assets.intake.compact import NameMap
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, FileType, identify
 from pixels_assets.intake.members import Archive, Member
-from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, member_address, os_path
+from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, member_address, os_path, storable_time
 from pixels_assets.intake.reading import READ_BYTES, SIZE_MISMATCH, HashingReader, keep, read_source, spill, unreadable
 from pixels_assets.intake.streams import CompressedFile
 from pixels_assets.intake.tarfiles import TarArchive
@@ -184,7 +184,8 @@ def _plain_object(file: SourceFile, descriptor: int, status: os.stat_result, dat
 def _note_change(found: FoundObject, file: SourceFile, descriptor: int) -> None:
     """Say so when a file is not, or was not all the time, as it was listed."""
     status = os.fstat(descriptor)
-    if (file.length, file.mtime_ns) != (status.st_size, status.st_mtime_ns) or found.length != file.length:
+    is_as_old = file.mtime_ns == status.st_mtime_ns or file.mtime_ns == storable_time(status.st_mtime_ns)
+    if not is_as_old or not file.length == status.st_size == found.length:
         found.warnings.append(CHANGED)
 
 

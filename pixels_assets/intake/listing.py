@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from pixels_assets.errors import SourceMissingError, SourceVanishedError
-from pixels_assets.intake.objects import Failure, SourceFile, Status, escape_name, file_address, folder_prefix, os_path, unescape_name
+from pixels_assets.intake.objects import Failure, SourceFile, Status, escape_name, file_address, folder_prefix, os_path, storable_time, unescape_name
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # This process is short of something: no fact about the file in hand, so no row either.
 _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-_TIMES = -(1 << 63), (1 << 63) - 1  # nanoseconds that tables hold: the years 1677 to 2262; file systems know later ones
 _KINDS = {stat.S_IFLNK: "symlink", stat.S_IFSOCK: "socket", stat.S_IFIFO: "fifo", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
 
 
@@ -225,7 +224,7 @@ class Listing:
             return Waiting(path, found.st_mtime_ns + self._quiet_ns)
         self.counts.files += 1
         self.counts.bytes += found.st_size
-        return SourceFile(path, found.st_size, _storable(found.st_mtime_ns), self.source)
+        return SourceFile(path, found.st_size, storable_time(found.st_mtime_ns), self.source)
 
     def _failed(self, path: str, mtime_ns: int, failure: Failure) -> SourceFile:
         self.counts.failures += 1
@@ -312,10 +311,6 @@ def _kind(mode: int) -> str:
 
 def _modified(folder: str) -> int:
     try:
-        return _storable(os.lstat(_folder_path(folder)).st_mtime_ns)
+        return storable_time(os.lstat(_folder_path(folder)).st_mtime_ns)
     except OSError:
         return 0
-
-
-def _storable(mtime_ns: int) -> int:
-    return max(_TIMES[0], min(mtime_ns, _TIMES[1]))

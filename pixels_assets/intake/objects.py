@@ -27,6 +27,7 @@ from pixels_assets.intake.filetype import FileType
 MEMBER = "!/"
 _AMBIGUOUS = re.compile(rb"\\(?=x[0-9a-f]{2})|\x00|!(?=[/~])")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_TIMES = -(1 << 63), (1 << 63) - 1  # nanoseconds that tables hold: the years 1677 to 2262; file systems know later ones
 _OCCURRENCE = re.compile(r"!~([0-9]+)$")
 
 
@@ -207,6 +208,11 @@ def folder_prefix(folder: str) -> str:
 def os_path(address: str) -> bytes:
     """Path that opens the outermost file of an address, as bytes for the operating system."""
     return unescape_name(address.split(MEMBER, 1)[0])
+
+
+def storable_time(mtime_ns: int) -> int:
+    """Time of a file as tables hold it, nanoseconds: the nearest that they can when they cannot."""
+    return max(_TIMES[0], min(mtime_ns, _TIMES[1]))
 
 
 def member_address(archive: str, name: str | bytes, occurrence: int = 1) -> str:

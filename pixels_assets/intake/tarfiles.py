@@ -8,6 +8,7 @@ Everything is read forward, once, so that a compressed TAR needs no space anywhe
 import re
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 
 from pixels_assets.intake.budget import Budget, MemberError
 from pixels_assets.intake.members import Member
@@ -53,12 +54,13 @@ class TarArchive:
     """
 
     def __init__(self, read: Read, budget: Budget, *, metered: bool) -> None:
-        self._read = read
+        self._read = self._source = read
         self._budget = budget
         self._metered = metered
         self._left = 0  # of the present member's data
         self._padding = 0
         self._links = 0
+        self._joined = 1  # archives that follow each other
         self._global: dict[bytes, bytes] = {}
         self.failure: Failure | None = None
         self.warnings: list[str] = []
@@ -72,6 +74,8 @@ class TarArchive:
         finally:
             if self._links:
                 self.warnings.append(f"links_skipped: {self._links}")
+            if self._joined > 1:
+                self.warnings.append(f"archives_joined: {self._joined}")
 
     def _members(self) -> Iterator[Member]:
         own: dict[bytes, bytes] = {}  # what extended headers say about the next member
@@ -136,7 +140,7 @@ class TarArchive:
             self.warnings.append("end_marker_missing")
             return None
         if not any(block):
-            return None
+            return self._behind_end()
         if is_header(block):
             return block
         self.failure = BAD_HEADER
@@ -145,13 +149,27 @@ class TarArchive:
                 return block
         return None
 
-    def _finish(self) -> None:
-        """Read to the end: checksums of a compression stand there, and perhaps something that should not."""
-        trailing = False
-        while chunk := self._read(EXPAND_BYTES):
-            trailing = trailing or bool(chunk.strip(b"\0"))
-        if trailing:
+    def _behind_end(self) -> bytes | None:
+        """Block of the first header of an archive that follows, as `cat` joins them; None when only zeros do, or something that should not."""
+        while data := self._upto(EXPAND_BYTES):
+            zeros = len(data) - len(data.lstrip(b"\0"))
+            if zeros == len(data):
+                continue
+            rest = BytesIO(data[zeros - zeros % BLOCK :])
+            block = rest.read(BLOCK)
+            if block[257:262] == b"ustar" and is_header(block):
+                self._read = partial(_either, rest.read, self._source)
+                self._joined += 1
+                self._global = {}
+                return block
             self.warnings.append("trailing_data")
+            break
+        return None
+
+    def _finish(self) -> None:
+        """Read to the end: checksums of a compression stand there."""
+        while self._read(EXPAND_BYTES):
+            pass
 
     def _header_data(self, length: int) -> bytes:
         if length > _HEADER_DATA_BYTES:
@@ -186,6 +204,10 @@ class TarArchive:
             if not data:
                 raise MemberError(TRUNCATED)
             count -= len(data)
+
+
+def _either(first: Read, second: Read, most: int) -> bytes:
+    return first(most) or second(most)
 
 
 def is_header(block: bytes) -> bool:

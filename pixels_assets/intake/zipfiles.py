@@ -167,6 +167,7 @@ class ZipArchive:
         tail_start = max(0, self._length - _END.size - _MAX_16 - _LOCATOR64.size - _END64.size)
         tail = self._at(tail_start, self._length - tail_start)
         ends_well = False
+        empty: _Directory | None = None  # without members: believed when no other end record leads to one with some
         at = len(tail)
         while (at := tail.rfind(_END_SIGNATURE, 0, at + len(_END_SIGNATURE) - 1)) >= 0:
             if at + _END.size > len(tail):
@@ -174,9 +175,10 @@ class ZipArchive:
             comment_length = _END.unpack_from(tail, at)[7]
             ends_well |= at + _END.size + comment_length == len(tail)
             directory = self._directory_of(tail, at, tail_start)
-            if directory:
+            if directory and directory.length:
                 return directory, True
-        return None, ends_well
+            empty = empty or directory
+        return empty, ends_well or empty is not None
 
     def _directory_of(self, tail: bytes, at: int, tail_start: int) -> _Directory | None:
         _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
@@ -437,6 +439,7 @@ class ZipArchive:
         if entry.method == _STORED:
             reading.consumed = self._length - start
             entry = self._stored_until_descriptor(entry, start)
+            reading.consumed = entry.length
             yield from self._checked(Window(self._stream, start, entry.length).read, entry)
             reading.end = start + entry.length
             return

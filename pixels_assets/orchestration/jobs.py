@@ -1,6 +1,7 @@
 """Jobs: look for files, and take a batch through the whole lineage."""
 
 import logging
+from itertools import product
 from pathlib import Path
 
 import dagster as dg
@@ -9,9 +10,9 @@ from pydantic import Field
 from pixels_assets.engines.run import rebuild_batch
 from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
-from pixels_assets.intake.objects import file_address
+from pixels_assets.intake.objects import file_address, folder_prefix
 from pixels_assets.lake.annotations import links_are_behind
-from pixels_assets.lake.changes import Discovery, Position, discover
+from pixels_assets.lake.changes import Discovery, Position, discover, manifests
 from pixels_assets.lake.headers import headers_are_behind
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists, finished_batches
@@ -141,25 +142,26 @@ def look(
     seconds: float | None = None,
     patient: bool = False,
 ) -> Discovery:
-    """Look at the sources once; what it seals becomes partitions.
+    """Look at the sources once; all batches of the lake, and those that it seals, then are partitions.
 
     Raises
     ------
     UsageError
-        No folder is given, or one is missing: then not even the lake was made.
+        No folder is given, one is missing, or lies where nothing is ever read: then not even the lake was made.
     """
     if not folders:
         msg = "no source folder is given; name some in the run config of `discover`, or set PIXELS_SOURCES"
         raise UsageError(msg)
-    for folder in folders:
-        Listing(folder)
-    settings = sources.settings()
-    root = lake.prepared()
+    listings, settings = [Listing(folder) for folder in folders], sources.settings()
     # What this program writes itself is no source, wherever it lies: it would never come to an end.
-    own = [root, home() / "var" / "dagster", *map(Path, sources.exclude), *([settings.extract_to] if settings.extract_to else [])]
-    exclude = [file_address(folder.absolute()) for folder in own]
+    own = [lake.path, home() / "var" / "dagster", *map(Path, sources.exclude), *([settings.extract_to] if settings.extract_to else [])]
+    for listing, folder in product(listings, own):
+        if listing.prefix.startswith(folder_prefix(file_address(folder.resolve()))):
+            msg = f"the source {listing.source!r} is never read, nor is what lies in it: {folder} is the lake, excluded, or what this program writes"
+            raise UsageError(msg)
+    root, exclude = lake.prepared(), [file_address(folder.absolute()) for folder in own]
     found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, patient=patient, exclude=exclude)
-    register(instance, found.batches)
+    register(instance, manifests(root).keys())  # older ones, too: this instance may be younger than the lake
     return found
 
 

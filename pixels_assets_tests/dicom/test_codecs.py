@@ -136,6 +136,15 @@ def test_jpeg_2000_undoes_its_own_colour_transform(photometric):
     assert np.array_equal(decoded, picture())
 
 
+def test_subsampled_jpeg_2000_is_not_turned_into_rgb_twice():
+    data = bytearray(imagecodecs.jpeg2k_encode(np.full((64, 64, 3), (76, 85, 255), np.uint8), level=0, mct=False, codecformat="j2k"))
+    components = data.index(b"\xff\x51") + 40
+    data[components + 4 : components + 6] = data[components + 7 : components + 9] = b"\x02\x02"
+    decoded, after = decode(Codec.JPEG_2000, bytes(data), colour("YBR_FULL_422", rows=64, columns=64), max_bytes=LIMIT)
+    assert after.photometric == "RGB"
+    assert np.abs(decoded[9, 9].astype(int) - (254, 0, 0)).max() < 10
+
+
 def test_lossy_htj2k_does_not_wrap_around_at_black_and_white():
     noise = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(np.uint8) * 255
     data = imagecodecs.htj2k_encode(noise, level=0.05, reversible=False)
@@ -167,6 +176,38 @@ def test_damage_that_a_decoder_only_reports_is_not_shown(capfd):
 def test_a_damaged_tile_grid_does_not_keep_a_decoder_busy_for_ever():
     data = bytearray(imagecodecs.htj2k_encode(ramp(rows=256, columns=256), reversible=True))
     data[data.index(b"\xff\x4f\xff\x51") + 39] = 117  # YTOsiz
+    with pytest.raises(NoPixels):
+        decode_reduced(Codec.JPEG_2000, bytes(data), grey(rows=256, columns=256), max_bytes=LIMIT, reduction=2)
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize(
+    ("codec", "encode"),
+    [
+        (Codec.JPEG_LS, imagecodecs.jpegls_encode),
+        (Codec.JPEG_2000, lambda array: imagecodecs.jpeg2k_encode(array, reversible=True, level=0, codecformat="j2k")),
+        (Codec.JPEG_2000, lambda array: imagecodecs.htj2k_encode(array, reversible=True)),
+    ],
+)
+def test_a_codestream_without_its_end_mark_is_read_and_one_cut_short_is_not(codec, encode, reduction, padding):
+    array = ramp(rows=256, columns=256)
+    data = bytes(encode(array))
+    assert data.endswith(b"\xff\xd9")
+    shape = grey(rows=256, columns=256)
+    whole, cut = ({"data": data[:stop] + padding, "description": shape, "max_bytes": LIMIT, "reduction": reduction} for stop in (-2, len(data) // 2))
+    decoded, _, scale = decode_reduced(codec, **whole)
+    assert decoded.shape == (256 // scale, 256 // scale)
+    assert scale > 1 or np.array_equal(decoded, array)
+    with pytest.raises(NoPixels):
+        decode_reduced(codec, **cut)
+
+
+def test_too_few_quantization_steps_do_not_end_the_process():
+    data = bytearray(imagecodecs.htj2k_encode(ramp(rows=256, columns=256), reversible=True))
+    length = data.index(b"\xff\x5c") + 3
+    assert data[length] == 19
+    data[length] = 3
     with pytest.raises(NoPixels):
         decode_reduced(Codec.JPEG_2000, bytes(data), grey(rows=256, columns=256), max_bytes=LIMIT, reduction=2)
 

@@ -613,6 +613,28 @@ def test_a_value_left_in_the_file_hides_no_other_of_its_sequence():
     assert found.warnings == []
 
 
+def test_a_part_of_a_file_that_was_never_written_is_passed_over():
+    class Counting(io.BytesIO):
+        count = 0
+
+        def read(self, size=-1):
+            self.count += 1
+            return super().read(size)
+
+    stream = Counting(part_10(IDENTITY + bytes(8 * MIB) + PATIENT))
+    found = read_by_pydicom(stream, len(stream.getvalue()), 0, (), MIB, 200.0)
+    assert json.loads(found.meta)["00100020"]["Value"] == ["ID1"]
+    assert found.warnings == ["elements_out_of_order", "element_repeated: (0000,0000)"]
+    assert stream.count < 200
+
+
+def test_a_sequence_that_was_not_written_to_its_end_keeps_its_items_only():
+    for length, value in ((0xFFFFFFFF, item(PATIENT) + bytes(MIB)), (18 + MIB, item(PATIENT) + bytes(MIB))):
+        found = header_of(part_10(IDENTITY + struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, length) + value))
+        assert json.loads(found.meta)["00081140"]["Value"] == [{"00100020": {"vr": "LO", "Value": ["ID1"]}}]
+        assert "sequence_truncated: (0008,1140)" in found.warnings
+
+
 def test_an_element_whose_length_runs_past_the_end_is_flagged_and_allocates_nothing():
     for length in (1000, 0xFFFFFFF0):
         data = part_10(IDENTITY + struct.pack("<HH2sHL", 0x0042, 0x0011, b"OB", 0, length) + b"abcd")

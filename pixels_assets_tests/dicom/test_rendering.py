@@ -257,6 +257,11 @@ def test_a_segmented_palette_that_refers_to_itself_ends():
     assert read_palette(header(**attributes)).table.shape == (1, 3)
 
 
+def test_a_segmented_palette_of_nothing_ends():
+    words = [0, 1, 7, *[0, 0] * 4000, *[2, 65535, 6, 0] * 8000]
+    assert read_palette(header(**palette(*[words] * 3, entries=256, segmented=True))).table.shape == (1, 3)
+
+
 def test_a_palette_image_without_a_palette_is_shown_in_grey():
     assert shown(np.arange(16, dtype=np.uint8).reshape(4, 4), photometric="PALETTE COLOR").shape == (4, 4)
 
@@ -345,6 +350,7 @@ def test_the_longest_side_is_the_size_and_small_images_stay_small(rows, columns,
         ({"ImagerPixelSpacing": [0.2, 0.4]}, 0.5),
         ({"NominalScannedPixelSpacing": [0.3, 0.1]}, 3.0),
         ({"PixelAspectRatio": [4, 1], "PixelSpacing": [1, 1]}, 4.0),
+        ({"PixelAspectRatio": [1, 1], "PixelSpacing": [2, 1]}, 2.0),
         ({"PixelSpacing": [0, 1]}, 1.0),
         ({"PixelSpacing": [1e9, 1]}, 1.0),
         ({"PixelSpacing": 1}, 1.0),

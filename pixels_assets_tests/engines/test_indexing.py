@@ -221,6 +221,21 @@ def test_a_row_holds_what_the_object_says_and_what_its_bytes_are(every_status):
     assert (thumbnail["status"], thumbnail["error_code"], thumbnail["width"], thumbnail["height"]) == ("ok", None, 128, 128)
 
 
+def test_pixels_behind_a_url_are_told_from_none(tmp_path):
+    files = {}
+    for name, syntax in {"none": "1.2.840.10008.1.2.1", "url": "1.2.840.10008.1.2.4.94"}.items():
+        dataset = pydicom.dcmread(io.BytesIO(CT))
+        del dataset.PixelData
+        dataset.PixelDataProviderURL = "https://127.0.0.1/frames"
+        dataset.file_meta.TransferSyntaxUID = syntax
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, implicit_vr=False, little_endian=True)
+        files[name] = buffer.getvalue()
+    rows, _ = index(written(tmp_path / "in", **files), spec_of(tmp_path))
+    codes = {path.rpartition("/")[2]: row["error_code"] for path, row in rows[THUMBNAILS.name].items()}
+    assert codes == {"none": "no_pixel_data", "url": "referenced_pixels"}
+
+
 def test_what_was_not_read_claims_nothing(every_status):
     files, tables, _ = every_status
     for name in ("unreadable", "crashed", "timeout"):

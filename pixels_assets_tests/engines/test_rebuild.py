@@ -47,6 +47,8 @@ def catalog(place):
         archive.write(source / "CT_small.dcm", "inner")
     (source / "text").write_bytes(b"hello")
     (source / "padded").write_bytes((source / "CT_small.dcm").read_bytes() + bytes(8) + b"\x10\x00\x00\x40LT\x04\x00MINE")
+    syntax = b"\x02\0\x10\0UI\x16\x001.2.840.10008.1.2.4.91"
+    (source / "nameless").write_bytes((source / "693_J2KI.dcm").read_bytes().replace(syntax, b"\x02\0\x10\0UI\0\0"))
     made = Catalog(place / "lake", quiet_seconds=0.0, workers=1, batch_files=4)
     made.ingest(source)
     source.rename(place / "hidden")

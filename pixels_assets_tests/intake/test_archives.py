@@ -30,6 +30,7 @@ from pydicom.data import get_testdata_file
 
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.budget import PROGRESS_BYTES
+from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import Failure, FoundObject, SourceFile, Status, file_address, member_address
 from pixels_assets.settings import MIB, Limits
 
@@ -175,6 +176,17 @@ def test_a_file_that_changed_since_it_was_listed_says_so_and_counts_what_was_rea
     *_, row = walk(file, Limits(max_memory_bytes=memory))
     assert row.warnings == ["changed_since_listing"]
     assert (row.length, row.content_hash) == (len(data), sha256(data).hexdigest())
+
+
+def test_a_time_that_no_table_holds_is_no_change(tmp_path):
+    path = written(tmp_path, CT)
+    try:
+        os.utime(path, (1.5e10, 1.5e10))
+    except (OverflowError, OSError):
+        pytest.skip("this file system does not hold the year 2445")
+    (file,) = Listing(tmp_path)
+    *_, row = walk(file, LIMITS)
+    assert row.warnings == []
 
 
 # --------------------------------------------------------------------------------------------------------------------------------------- ZIP
@@ -433,6 +445,14 @@ def test_a_zip_without_its_directory_gives_what_its_local_headers_lead_to(tmp_pa
     assert rows[-1].content_hash
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_stream_of_many_members_that_was_cut_gives_all_of_them(tmp_path, method):
+    data = streamed_zip({f"{number}.dcm": MR for number in range(100)}, method)
+    rows = rows_of(written(tmp_path, data[: data.index(CENTRAL)]))
+    assert names(rows) == [f"{number}.dcm" for number in range(100)]
+    assert set(codes(rows[:-1])) == {""}
+
+
 @pytest.mark.parametrize("make", [zip_bytes, streamed_zip])
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_cut_within_a_member_says_so_and_keeps_the_members_before(tmp_path, make, method):
@@ -479,6 +499,11 @@ def test_a_directory_that_miscounts_is_read_and_reported(tmp_path):
 def test_an_empty_zip_has_no_members(tmp_path):
     (row,) = rows_of(written(tmp_path, zip_bytes({})))
     assert (row.file_type, row.failure, row.warnings) == ("zip", None, [])
+
+
+def test_the_end_of_an_empty_zip_within_a_comment_hides_no_members(tmp_path):
+    data = b"MZ" + bytes(300) + zip_bytes({"x.dcm": CT}, comment=b"see " + zip_bytes({}))
+    assert names(rows_of(written(tmp_path, data))) == ["x.dcm"]
 
 
 def test_lengths_that_no_table_holds_become_unknown(tmp_path):
@@ -572,7 +597,17 @@ def test_a_tar_that_ends_without_a_mark_or_goes_on_after_it_says_so(tmp_path):
     data = tar_bytes({"x.dcm": CT})
     end = 512 + len(CT) + -len(CT) % 512
     assert rows_of(written(tmp_path, data[:end]))[-1].warnings == ["end_marker_missing"]
-    assert rows_of(written(tmp_path, data + data))[-1].warnings == ["trailing_data"]
+    assert rows_of(written(tmp_path, data + b"\0" * 700 + b"x"))[-1].warnings == ["trailing_data"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+def test_tars_that_were_joined_give_the_members_of_all(tmp_path, pack):
+    first, second = tar_bytes({"x.dcm": CT}), tar_bytes({"x.dcm": MR, "big": MEMBERS["big"]})
+    for data in (pack(first + second + second), pack(first) + pack(second) + pack(bytes(3 * MIB)) + pack(second)):
+        rows = rows_of(written(tmp_path, data))
+        assert names(rows) == ["x.dcm", "x.dcm!~2", "big", "x.dcm!~3", "big!~2"]
+        assert [row.length for row in rows[:-1]] == [len(CT), len(MR), 768_000, len(MR), 768_000]
+        assert (codes(rows)[-1], rows[-1].warnings) == ("", ["archives_joined: 3"])
 
 
 def test_a_tar_header_cannot_fill_the_memory(tmp_path):

@@ -430,3 +430,16 @@ def test_mistakes_end_with_2_and_a_line(sql, arguments, message) -> None:
     assert (code, output) == (2, "")
     assert message in messages
     assert "Traceback" not in messages
+
+
+def test_a_terminal_gets_no_parquet_and_what_its_encoding_lacks_is_written_out(full, monkeypatch, capsys) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", screen)
+    for command in (["sql", "select 1"], ["tags"]):
+        assert main([*command, "--format", "parquet", "--lake", str(full.lake)]) == 2
+        assert "a terminal does not show Parquet" in capsys.readouterr().err
+    statement = os.fsencode("select 'é' as letter").decode("ascii", "surrogateescape")  # as Python reads it in such a locale
+    assert main(["sql", statement, "--lake", str(full.lake)]) == 0
+    screen.flush()
+    assert rb"\xe9" in screen.buffer.getvalue()

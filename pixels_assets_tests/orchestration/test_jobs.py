@@ -1,11 +1,14 @@
 """The `discover` job: what the UI needs to bring in files."""
 
+from pathlib import Path
+
 import dagster as dg
 import pytest
 
 from pixels_assets.errors import UsageError
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
+from pixels_assets.orchestration.resources import LakeResource
 
 
 def discover(place, config=None, **overrides):
@@ -68,6 +71,14 @@ def test_wrong_config_fails_clearly_and_makes_nothing(place, reasons, config, me
     assert not place.lake.exists()
 
 
+def test_a_lake_without_a_name_is_not_made_where_the_run_works(place, reasons, tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = discover(place, {"sources": [str(place.source)]}, lake=LakeResource(root=""))
+    assert reasons(result) == ["root is ''; it must be a path"]
+    assert not list(Path.cwd().iterdir())
+
+
 def test_an_emptied_source_fails_clearly(place, reasons) -> None:
     paths = [place.write(f"{number}/CT_small.dcm") for number in range(100)]
     place.seal()
@@ -91,6 +102,17 @@ def test_what_the_program_writes_is_no_source(place, tmp_path) -> None:
     found = look(place.instance, lake, sources, [str(place.source), str(tmp_path / "home")])
     assert found.listed == 1
     assert look(place.instance, lake, sources, [str(place.source), str(tmp_path / "home")]).batches == []
+    for folder in (place.lake, place.lake / "raw_files", place.source / "var" / "unzipped"):
+        with pytest.raises(UsageError, match=f"the source '{folder}' is never read"):
+            look(place.instance, lake, sources, [str(place.source), str(folder)])
+
+
+def test_a_lake_that_would_be_its_own_source_is_not_made(place) -> None:
+    place.values["lake"] = place.source
+    lake, sources = place.resources()
+    with pytest.raises(UsageError, match="is never read"):
+        look(place.instance, lake, sources, [str(place.source)])
+    assert not list(place.source.iterdir())
 
 
 def test_modes() -> None:

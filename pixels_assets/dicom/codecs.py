@@ -218,6 +218,7 @@ _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _HEADER_BYTES = 1 << 20
 _RLE_EXCESS = 4096
+_MANY_SEGMENTS = 65536
 _MANY_SCANS = 256
 _BLOCK_BYTES, _TILE_BYTES = 600, 8192
 """What OpenJPEG takes for a code-block of the tile in hand, and for each tile."""
@@ -402,8 +403,8 @@ def _read_header(codec: Codec, data: bytes) -> Codestream:
 def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
     """Markers before the first scan of a JPEG or JPEG-LS codestream: (marker, start, stop) of each segment's content."""
     segments, position = [], 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
+    for _ in range(_MANY_SEGMENTS):
+        if position + 4 > len(data) or data[position] != 0xFF:
             break
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
@@ -491,6 +492,8 @@ def _jpeg_2000_segments(data: bytes, start: int) -> list[tuple[int, int, int]]:
     """Marker segments before the first data of a JPEG 2000 codestream: (marker, start, stop) of each segment's content."""
     segments, position = [], start + 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x93, 0xD9):
+        if len(segments) >= _MANY_SEGMENTS:
+            raise IndexError
         length = max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
         segments.append((data[position + 1], position + 4, position + 2 + length))
         position += 2 + length

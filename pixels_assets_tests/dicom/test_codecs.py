@@ -313,6 +313,21 @@ def test_a_jpeg_of_very_many_scans_is_refused():
         decode(Codec.JPEG, data[:-2] + data[last:-2] * 300 + data[-2:], colour(), max_bytes=LIMIT)
 
 
+@pytest.mark.parametrize("filling", [b"\xff\xe1\x00\x02", b"\xff"])
+def test_a_jpeg_header_of_very_many_segments_is_not_read_to_its_end(filling):
+    data = bytes(imagecodecs.jpeg8_encode(picture()))
+    assert decode(Codec.JPEG, data[:2] + filling * 1000 + data[2:], colour(), max_bytes=LIMIT)[0].shape == picture().shape
+    with pytest.raises(NoPixels, match="no readable header"):
+        decode(Codec.JPEG, data[:2] + filling * 80_000 + data[2:], colour(), max_bytes=LIMIT)
+
+
+def test_a_jpeg_2000_header_of_very_many_segments_is_not_read_to_its_end():
+    data = bytes(imagecodecs.jpeg2k_encode(ramp(), level=0, codecformat="j2k"))
+    style = data.index(b"\xff\x52")
+    with pytest.raises(NoPixels, match="no readable header"):
+        decode(Codec.JPEG_2000, data[:style] + b"\xff\x64\x00\x04\x00\x01" * 80_000 + data[style:], grey(), max_bytes=LIMIT)
+
+
 def test_rle_that_cannot_hold_the_frame_is_refused_before_memory_is_taken():
     assert reason(Codec.RLE, rle(np.zeros((1, 8, 8), np.uint8)), grey(8, rows=4000, columns=4000)) is Reason.PIXEL_DATA_TRUNCATED
 

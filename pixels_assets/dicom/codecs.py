@@ -490,7 +490,8 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
 
 def _jpeg_2000_segments(data: bytes, start: int) -> list[tuple[int, int, int]]:
     """Marker segments before the first data of a JPEG 2000 codestream: (marker, start, stop) of each segment's content."""
-    segments, position = [], start + 2
+    segments: list[tuple[int, int, int]] = []
+    position = start + 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x93, 0xD9):
         if len(segments) >= _MANY_SEGMENTS:
             raise IndexError

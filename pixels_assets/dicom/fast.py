@@ -67,6 +67,7 @@ _TRANSFER_SYNTAX_UID, _PIXEL_REPRESENTATION = 0x00020010, 0x00280103
 _BEFORE_PIXELS, _LAST_TAG = 0x7FE00007, 0xFFFDFFFF
 _OF_ONE_OBJECT = frozenset({0x00020003, 0x00080018})  # its UIDs: no other file has them, so they are not remembered
 _BEFORE_CHARSET = frozenset({-1, 0x00080000, 0x00080001})
+_WITHOUT_TEXT = frozenset({"CS", "UI", "UL", "US"})
 _ATTRIBUTES: dict[int, list[Attribute]] = {}  # of the top level, by tag
 _WITHIN: dict[int, list[Attribute]] = {}  # by the tag of the sequence whose items hold them
 _GATHERED: dict[int, str] = {}  # keyword by tag
@@ -759,7 +760,7 @@ class HeaderParser:
 
     def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], draft: _Draft) -> int:
         """Read the elements of an item up to its end or delimiter, and return where that is."""
-        data, last = self._data, -1
+        data, last, begin = self._data, -1, position
         nested: list[_Effect] = []
         vr: bytes | None = None
         while position < end:
@@ -805,13 +806,27 @@ class HeaderParser:
                     if inner in _GATHERED:
                         draft.gather({inner: values})
             if entry.after is not None:
-                if tag == SPECIFIC_CHARACTER_SET and last not in _BEFORE_CHARSET:
+                if tag == SPECIFIC_CHARACTER_SET and last not in _BEFORE_CHARSET and not self._is_without_text(context, begin, position):
                     raise UnusualHeader
                 context = entry.after
             last, position = tag, stop
         for one in nested:
             draft.gather(one.gathered)
         return position
+
+    def _is_without_text(self, context: _Context, position: int, end: int) -> bool:
+        """Whether the elements up to `end` mean the same in all character sets, as what is before it in the records of a DICOMDIR."""
+        while position < end:
+            if context.implicit:
+                group, number, length = _implicit_head(self._data, position)
+                name = _public_vr(group << 16 | number)
+            else:
+                *_, vr, length = _explicit_head(self._data, position)
+                name = _VR_NAMES[vr]
+            if name not in _WITHOUT_TEXT:
+                return False
+            position += 8 + length
+        return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------- elements met first time

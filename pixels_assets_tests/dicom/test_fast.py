@@ -268,6 +268,21 @@ def test_a_character_set_behind_text_is_left_to_pydicom():
     assert not assert_same(*both(part_10(element(0x00080001, "UL", bytes(4)) + element(0x00080003, "LO", b"x ") + element(0x00080005, "CS", b""))))
 
 
+@pytest.mark.parametrize("is_implicit", [False, True])
+def test_the_character_set_of_a_directory_record_holds_behind_what_points_to_the_file(is_implicit):
+    def one(tag, vr, value):
+        return implicit(tag, value) if is_implicit else element(tag, vr, value)
+
+    def is_fast(*before):
+        record = b"".join(before) + one(0x00080005, "CS", b"ISO_IR 192") + one(0x00100010, "PN", "Müller".encode() + b" ")
+        identity, uid = (IMPLICIT_IDENTITY, ImplicitVRLittleEndian) if is_implicit else (IDENTITY, ExplicitVRLittleEndian)
+        return is_read_fast(part_10(identity + one(0x00082218, "SQ", item(record) + item(record, delimited=True)), uid))
+
+    pointing = one(0x00041400, "UL", bytes(4)), one(0x00041430, "CS", b"PATIENT "), one(0x00041510, "UI", b"1.2\0")
+    assert is_fast(*pointing)
+    assert not is_fast(*pointing, one(0x00041601, "LO", "ü".encode()))
+
+
 @pytest.mark.parametrize("creator", [b"SIEMENS CSA HEADER", b"GEMS_IDEN_01", b"UNHEARD OF"])
 @pytest.mark.parametrize("value", [b"", b"12", b"1234", b"12345678", b"123"])
 def test_private_elements_depend_on_their_creators(creator, value):

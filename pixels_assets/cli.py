@@ -1,6 +1,7 @@
 """The `pixels` command. Thin: parses arguments, calls the layers below, prints. Imports them only when a command needs them."""
 
 import argparse
+import errno
 import gc
 import io
 import logging
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         with _terminating_in_order():
-            return _run(_options(arguments))
+            code = _run(_options(arguments))
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         if arguments is None:  # the process ends with this; whoever asks again must not get a stack trace for it
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("pixels: there is no room for the output; make some, or send it somewhere else", file=sys.stderr)
+        return 1
     except PixelsError as error:
         print(f"pixels: {error}", file=sys.stderr)
         return error.exit_code

@@ -88,6 +88,10 @@ class Settings:
     limits: Limits = field(default_factory=Limits, metadata={"meaning": "Guards against hostile input.", "at_least": None})
 
     def __post_init__(self) -> None:
+        limits: object = self.limits
+        if not isinstance(limits, Limits):
+            msg = f"limits is {limits!r}; it must be a Limits, such as Limits(max_depth=3)"
+            raise UsageError(msg)
         _check(self)
         _check(self.limits)
 
@@ -112,8 +116,8 @@ class Settings:
         values |= _from_environment(cls, "PIXELS_")
         values |= {name: value for name, value in overrides.items() if value is not None}
         for name in ("extract_to", "patch_rules", "patch_to"):
-            values[name] = _written(name, values[name]) if values.get(name) else None
-        values["lake"] = _written("lake", values["lake"])
+            values[name] = folder_path(name, values[name]) if values.get(name) else None
+        values["lake"] = folder_path("lake", values["lake"])
         values["sources"] = tuple(str(_absolute("sources", source)) for source in values.get("sources", ()))
         unknown = values.keys() - {item.name for item in fields(cls)}
         if unknown:
@@ -142,8 +146,14 @@ def _absolute(name: str, path: Any) -> Path:
     raise UsageError(msg)
 
 
-def _written(name: str, path: Any) -> Path:
-    """Make a path of what was given for a setting, which also stands in tables and in Dagster's storage."""
+def folder_path(name: str, path: Any) -> Path:
+    """Make an absolute path of what was given for the lake or another folder that is written to; it also stands in tables and in Dagster's storage.
+
+    Raises
+    ------
+    UsageError
+        It is empty, no path, or no UTF-8.
+    """
     found = _absolute(name, path)
     try:
         str(found).encode()

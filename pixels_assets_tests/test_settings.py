@@ -77,7 +77,7 @@ def test_what_does_not_parse_is_named(monkeypatch, variable, text):
             {"log_level": "loud"},
         ),
         *({"quiet_seconds": float("nan")}, {"quiet_seconds": float("inf")}, {"worker_bytes": 10**20}),  # of another type:
-        *({"workers": "2"}, {"workers": 2.0}, {"workers": True}, {"preview": "no"}, {"log_level": 10}, {"lake": 5}, {"sources": [5]}),
+        *({"workers": "2"}, {"workers": 2.0}, {"workers": True}, {"preview": "no"}, {"log_level": 10}, {"lake": 5}, {"sources": [5]}, {"limits": {}}),
     ],
     ids=str,
 )

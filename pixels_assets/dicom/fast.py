@@ -62,10 +62,12 @@ _implicit_head = struct.Struct("<HHL").unpack_from
 _explicit_head = struct.Struct("<HH2sH").unpack_from
 _long = struct.Struct("<L").unpack_from
 
+_ODD = b"?"
 _TRANSFER_SYNTAX_UID, _PIXEL_REPRESENTATION = 0x00020010, 0x00280103
 _BEFORE_PIXELS, _LAST_TAG = 0x7FE00007, 0xFFFDFFFF
 _OF_ONE_OBJECT = frozenset({0x00020003, 0x00080018})  # its UIDs: no other file has them, so they are not remembered
 _BEFORE_CHARSET = frozenset({-1, 0x00080000, 0x00080001})
+_WITHOUT_TEXT = frozenset({"CS", "UI", "UL", "US"})
 _ATTRIBUTES: dict[int, list[Attribute]] = {}  # of the top level, by tag
 _WITHIN: dict[int, list[Attribute]] = {}  # by the tag of the sequence whose items hold them
 _GATHERED: dict[int, str] = {}  # keyword by tag
@@ -244,7 +246,8 @@ class _Context:
     kind : str
         ``meta`` for group 0002, ``top`` for the data set, ``item`` for one within a sequence.
     pixel_representation : bytes or None
-        Value of (0028,0103) *Pixel Representation*, known in the data set where VRs are not written.
+        Where VRs are not written, the value of (0028,0103) *Pixel Representation* that pydicom goes by: two bytes, or none when it has none.
+        None: not met so far, or in an item not known. `_ODD`: met, but not what it should be.
     group : int
         Group of private elements to which `creators` belong, 0 for none.
     creators : tuple of (int, str or None, bytes)
@@ -272,17 +275,25 @@ class _Context:
         self.implicit, self.charset, self.kind = implicit, charset, kind
         self.pixel_representation, self.group, self.creators = pixel_representation, group, creators
         self.base = _context(implicit, charset, kind, pixel_representation) if group else self
-        self.inner: _Context | None = None
+        self.inner: dict[bytes | None, _Context] = {}
         self.memo: dict[bytes, _Entry] = {}
         self.plans: dict[tuple[int, bytes | None], _Plan | None] = {}
         self.vrs: dict[int, str] = {}
         self.is_plain = _is_plain(charset if isinstance(charset, str) else charset[0])
 
-    def item(self) -> "_Context":
-        """Give what holds in an item of a sequence."""
-        if self.inner is None:
-            self.inner = _context(self.implicit, self.charset, "item")
-        return self.inner
+    def item(self, tag: int, *, is_delimited: bool) -> "_Context":
+        """Give what holds in an item of a sequence: pydicom does not hand the Pixel Representation on to sequences of undefined length."""
+        known = (b"" if is_delimited else self._handed_on(tag)) if self.implicit else None
+        found = self.inner.get(known)
+        if found is None:
+            found = self.inner[known] = _context(self.implicit, self.charset, "item", known)
+        return found
+
+    def _handed_on(self, tag: int) -> bytes | None:
+        known = self.pixel_representation
+        if tag < _PIXEL_REPRESENTATION or known == _ODD:
+            return None  # it may still come
+        return b"" if known is None and self.kind == "top" else known
 
 
 class _Memory:
@@ -706,6 +717,7 @@ class HeaderParser:
         if depth > MAX_DEPTH:
             raise UnusualHeader
         data, draft, pieces, count = self._data, _Draft(), list[str](), 0
+        inner = context.item(tag, is_delimited=is_delimited)
         while is_delimited or position < end:
             head = data[position : position + 8]
             if is_delimited and head == _SEQUENCE_END:
@@ -718,14 +730,14 @@ class HeaderParser:
             first = len(pieces)
             item_path = f"{path}{count}/"
             if length == UNDEFINED_LENGTH:
-                position = self._item(context.item(), position, end, item_path, depth, pieces, draft)
+                position = self._item(inner, position, end, item_path, depth, pieces, draft)
                 if data[position : position + 8] != _ITEM_END:
                     raise self._cut() if position + 8 > len(data) else UnusualHeader
                 position += 8
             else:
                 if position + length > end:
                     raise self._cut() if end == len(data) else UnusualHeader
-                if self._item(context.item(), position, position + length, item_path, depth, pieces, draft) != position + length:
+                if self._item(inner, position, position + length, item_path, depth, pieces, draft) != position + length:
                     raise UnusualHeader
                 position += length
             count += 1
@@ -748,7 +760,7 @@ class HeaderParser:
 
     def _item(self, context: _Context, position: int, end: int, path: str, depth: int, texts: list[str], draft: _Draft) -> int:
         """Read the elements of an item up to its end or delimiter, and return where that is."""
-        data, last = self._data, -1
+        data, last, begin = self._data, -1, position
         nested: list[_Effect] = []
         vr: bytes | None = None
         while position < end:
@@ -794,13 +806,27 @@ class HeaderParser:
                     if inner in _GATHERED:
                         draft.gather({inner: values})
             if entry.after is not None:
-                if tag == SPECIFIC_CHARACTER_SET and last not in _BEFORE_CHARSET:
+                if tag == SPECIFIC_CHARACTER_SET and last not in _BEFORE_CHARSET and not self._is_without_text(context, begin, position):
                     raise UnusualHeader
                 context = entry.after
             last, position = tag, stop
         for one in nested:
             draft.gather(one.gathered)
         return position
+
+    def _is_without_text(self, context: _Context, position: int, end: int) -> bool:
+        """Whether the elements up to `end` mean the same in all character sets, as what is before it in the records of a DICOMDIR."""
+        while position < end:
+            if context.implicit:
+                group, number, length = _implicit_head(self._data, position)
+                name = _public_vr(group << 16 | number)
+            else:
+                *_, vr, length = _explicit_head(self._data, position)
+                name = _VR_NAMES[vr]
+            if name not in _WITHOUT_TEXT:
+                return False
+            position += 8 + length
+        return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------- elements met first time
@@ -851,7 +877,7 @@ def _raw(context: _Context, tag: int, vr: bytes | str | None, value: bytes) -> R
 def _around(context: _Context) -> Dataset:
     """Make a data set of the elements that others depend on."""
     elements = {BaseTag(tag): _raw(context, tag, vr, value) for tag, vr, value in context.creators}
-    if context.pixel_representation is not None:
+    if context.pixel_representation is not None and len(context.pixel_representation) == 2:
         elements[BaseTag(_PIXEL_REPRESENTATION)] = _raw(context, _PIXEL_REPRESENTATION, None, context.pixel_representation)
     dataset = Dataset(elements)  # type: ignore[arg-type]
     dataset.set_original_encoding(context.implicit, True, context.charset)
@@ -865,11 +891,12 @@ def _vr_name(context: _Context, tag: int, vr: bytes | None, length: int) -> str:
         return name
     if tag in _OVERLAY_DATA_TAGS or (context.implicit and (tag in _AMBIGUOUS_OB_OW_TAGS or tag == 0x7FE00010)):
         return "OW"
-    if context.kind == "top" and context.pixel_representation is not None and tag in _AMBIGUOUS_US_SS_TAGS:
-        if tag in _LUT_DESCRIPTOR_TAGS:
-            return ""
-        return "SS" if any(context.pixel_representation) else "US"
-    raise UnusualHeader
+    known = context.pixel_representation
+    if tag not in _AMBIGUOUS_US_SS_TAGS or known is None or known == _ODD or (context.kind == "item" and tag < _PIXEL_REPRESENTATION):
+        raise UnusualHeader
+    if tag in _LUT_DESCRIPTOR_TAGS:
+        return ""
+    return "SS" if any(known) else "US"
 
 
 def _bulk(context: _Context, tag: int, vr: bytes | None, data: bytes, start: int, stop: int, path: str) -> _Entry | None:
@@ -1058,8 +1085,9 @@ def _after(context: _Context, tag: int, vr: bytes | None, value: bytes) -> _Cont
         written = None if vr is None else _VR_NAMES[vr]
         before = context.creators if context.group == group else ()
         return _context(context.implicit, context.charset, context.kind, context.pixel_representation, group, (*before, (tag, written, value)))
-    if tag == _PIXEL_REPRESENTATION and context.implicit and context.kind == "top" and len(value) == 2:
-        return _context(context.implicit, context.charset, context.kind, value)
+    if tag == _PIXEL_REPRESENTATION and context.implicit:
+        known = None if context.kind == "item" else value if len(value) == 2 else _ODD
+        return _context(context.implicit, context.charset, context.kind, known)
     return None
 
 
@@ -1068,7 +1096,8 @@ def _after(context: _Context, tag: int, vr: bytes | None, value: bytes) -> _Cont
 
 Converted = tuple[str, object] | None
 _PRINTABLE = re.compile(rb"[ !#-\[\]-~]*\0?").fullmatch
-_DECIMAL = rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
+# No text fits in two ways: a list that does not fit at its end would be tried in all of them.
+_DECIMAL = rb" *[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
 _DECIMALS = re.compile(_DECIMAL + rb"(?:\\" + _DECIMAL + rb")*\0?").fullmatch
 _PLAIN = re.compile(rb"[0-9.\\-]+ ?\0?").fullmatch
 _INTEGER = rb" *[+-]?[0-9]{1,15} *"

@@ -6,6 +6,7 @@ Holds the assembly, health, metrics and the page of the interface. Must not know
 import contextlib
 import gc
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -30,6 +31,9 @@ from pixels_assets.settings import Settings
 __all__ = ["create_app", "serve"]
 
 logger = logging.getLogger(__name__)
+
+_LAST_SECONDS = 8
+"""So long do requests have to end when the server is told to: less than what is waited for before it is killed, often 10 s."""
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>pixels: interface</title>
 <style>body{font:15px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}code{background:#eee;padding:.1em .3em}dt{margin-top:.8em}</style>
@@ -143,6 +147,17 @@ def _settle() -> None:
     gc.freeze()
 
 
+def _try_address(web: WebSettings) -> None:
+    """Find out before anything is loaded whether the address is free."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in web.host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((web.host, web.port))
+    except OSError as error:
+        msg = f"cannot listen at {web.host}, port {web.port} ({error.strerror or error}): end what listens there, or give another --port or --host"
+        raise UsageError(msg) from error
+
+
 def serve(
     settings: Settings,
     web: WebSettings,
@@ -151,12 +166,12 @@ def serve(
     *,
     say: Callable[[str], None] = logger.info,
 ) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted; requests that are being answered then have a few seconds more.
 
     Raises
     ------
     UsageError
-        As `create_app`.
+        As `create_app`, or nothing can listen at the address.
     """
     import uvicorn
 
@@ -165,6 +180,7 @@ def serve(
             prepare()
         _settle()
 
+    _try_address(web)
     app = create_app(settings, web, ingest, prepared)
     _settle()
     host = f"[{web.host}]" if ":" in web.host else web.host
@@ -178,6 +194,7 @@ def serve(
         server_header=False,
         limit_concurrency=web.waiting + web.readers,
         timeout_keep_alive=30,
+        timeout_graceful_shutdown=_LAST_SECONDS,
         h11_max_incomplete_event_size=64 * 1024,
     )
     watched(config, web.header_seconds)

@@ -326,11 +326,14 @@ def _fragments(source: PixelSource, start: int, stop: int, frames: int) -> Array
 
 
 def _by_extended_table(source: PixelSource, first: int, stop: int, frames: int) -> Arrays | None:
-    """Frames by (7FE0,0001) *Extended Offset Table*, one fragment each; None when it is absent or its first or last entry is wrong."""
+    """Frames by (7FE0,0001) *Extended Offset Table*, one fragment each; None when it is absent, does not ascend or has a wrong entry."""
     offsets, lengths = value(source.dataset, "ExtendedOffsetTable"), value(source.dataset, "ExtendedOffsetTableLengths")
     if not isinstance(offsets, bytes) or not isinstance(lengths, bytes) or min(len(offsets), len(lengths)) < 8 * frames:
         return None
-    starts = array("Q", (np.frombuffer(offsets, "<u8", frames) + np.uint64(first + 8)).tobytes())
+    places = np.frombuffer(offsets, "<u8", frames)
+    if places[-1] >= stop or (places[1:] <= places[:-1]).any():
+        return None
+    starts = array("Q", (places + np.uint64(first + 8)).tobytes())
     sizes = array("Q", np.frombuffer(lengths, "<u8", frames).tobytes())
     for place in (0, frames // 2, frames - 1):
         item = _read(source, starts[place] - 8, 8)

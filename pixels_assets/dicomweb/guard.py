@@ -131,6 +131,10 @@ class Guard:
                     await _answer(sending, refused.status_code, refused.detail, [*more, (b"connection", b"close")])
             except _StoppedError:
                 logger.info("a client took too long to take its answer")
+            except asyncio.CancelledError:
+                # The server ends, and waits no longer.
+                if not seen["begun"]:
+                    await _answer(sending, 503, "the server ends", [(b"connection", b"close")])
             finally:
                 self._note(method, scope, seen, time.perf_counter() - started)
 

@@ -10,7 +10,9 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -91,7 +93,10 @@ class SeriesInstances:
     by_uid: dict[str, Instance]
 
 
-@dataclass(slots=True)
+Mark = tuple[int, int]
+
+
+@dataclass(slots=True, weakref_slot=True)
 class Snapshot:
     """The lake at one moment.
 
@@ -101,6 +106,8 @@ class Snapshot:
         Counts up with every load.
     versions : dict of str to int
         Versions of the tables that it was read from.
+    marks : dict of str to (int, int) or None
+        What tells each of these tables from another of the same name.
     studies, series : Level
         Series of one study lie side by side.
     study_of : numpy.ndarray of int32
@@ -117,6 +124,7 @@ class Snapshot:
 
     number: int
     versions: dict[str, int]
+    marks: dict[str, Mark | None]
     studies: Level
     series: Level
     study_of: Rows
@@ -159,10 +167,13 @@ class Index:
             raise UsageError(msg)
         self._lake = lake
         self._folder = Path(tempfile.mkdtemp(prefix="pixels-serve-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._database = duckdb.connect(str(self._folder / "instances.duckdb"), config={"memory_limit": _MEMORY, "preserve_insertion_order": "true"})
         self._database.execute(f"set temp_directory = '{self._folder / 'spill'}'")
         self._numbers = count(1)
         self._turn = threading.Lock()
+        self._read: weakref.WeakValueDictionary[str, Snapshot] = weakref.WeakValueDictionary()
+        """States that somebody still reads, by their tables of instances."""
         self._series: Cache[SeriesInstances] = Cache(_KEPT_INSTANCES, lambda found: 1 + len(found.instances))
         self._snapshot = self._load()
 
@@ -186,23 +197,35 @@ class Index:
         return self._has_moved_on()
 
     def _has_moved_on(self) -> bool:
-        if any((self._lake / name / "_delta_log" / f"{version + 1:020}.json").exists() for name, version in self._snapshot.versions.items()):
-            return True
+        for name, version in self._snapshot.versions.items():
+            if (self._lake / name / "_delta_log" / f"{version + 1:020}.json").exists():
+                return True
+            mark = self._mark(name, version)  # of a lake that was made anew, versions begin again
+            if mark is not None and mark != self._snapshot.marks[name]:
+                return True
         return OBJECT_CATALOG.name in self._snapshot.versions and len(self._snapshot.versions) == 1 and self._has_rollups()
+
+    def _mark(self, name: str, version: int) -> Mark | None:
+        """Tell the file of a version from any other, or the first one's where that is not there; None where both are not."""
+        for number in (version, 0):
+            with suppress(OSError):
+                found = (self._lake / name / "_delta_log" / f"{number:020}.json").stat()
+                return found.st_ino, found.st_mtime_ns
+        return None
 
     def refresh(self) -> Snapshot:
         """Load the lake's present state, once however many threads ask."""
         with self._turn:
             if self._has_moved_on():
-                old, self._snapshot = self._snapshot, self._load()
-                # A search that began on the old state ends on it; what is older still has no readers.
-                self._drop_before(old.number)
+                self._snapshot = self._load()
+                self._drop_unread()
             return self._snapshot
 
-    def _drop_before(self, number: int) -> None:
+    def _drop_unread(self) -> None:
+        """Remove tables of states that nobody reads: a request that began on an old state ends on it, however many there were since."""
         cursor = self._database.cursor()
         for (name,) in cursor.execute("select table_name from duckdb_tables() where table_name like 'instances\\_%' escape '\\'").fetchall():
-            if int(name.rpartition("_")[2]) < number:
+            if name not in self._read:
                 cursor.execute(f'drop table "{name}"')
 
     # --- loading
@@ -243,6 +266,7 @@ class Index:
         snapshot = Snapshot(
             number=number,
             versions={name: delta.version() for name, delta in deltas.items()},
+            marks={name: self._mark(name, delta.version()) for name, delta in deltas.items()},
             studies=levels[0],
             series=levels[1],
             study_of=study_of,
@@ -252,6 +276,7 @@ class Index:
             roots=self._roots(),
             instances=int(total[0]) if total else 0,
         )
+        self._read[table] = snapshot
         snapshot.loaded = time.monotonic()
         snapshot.seconds = snapshot.loaded - started
         logger.info("%d studies, %d series, %d instances loaded in %.2f s", studies.num_rows, series.num_rows, snapshot.instances, snapshot.seconds)

@@ -431,12 +431,13 @@ def uri_routes(service: Service) -> APIRouter:
         """One object as old clients ask for it (DICOM PS3.18 chapter 9)."""
         if kind.upper() != "WADO":
             raise HTTPException(400, "requestType is WADO")
+        if "anonymize" in request.query_params:
+            raise HTTPException(406, "this server does not anonymize")
         snapshot, found = await find(service, study, series, instance)
         wanted = [item.strip().lower() for item in media.split(",")]
         try:
             if DICOM in wanted:
-                syntax = request.query_params.get("transferSyntax")
-                return await send_instance(service, snapshot, found, syntax)
+                return await send_instance(service, snapshot, found, request.query_params.get("transferSyntax"))
             if not {JPEG, PNG, "image/*", "*/*"} & set(wanted):
                 msg = f"available are {JPEG}, {PNG} and {DICOM}"
                 raise NotAcceptable(msg)  # noqa: TRY301

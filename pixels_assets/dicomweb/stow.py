@@ -51,7 +51,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SAFE_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 # Reasons of DICOM PS3.18 Annex I.2.2 and warnings of I.2.1.
-PROCESSING_FAILURE, OTHER_STUDY, NOT_UNDERSTOOD = 0x0110, 0xA900, 0xC000
+PROCESSING_FAILURE, OUT_OF_RESOURCES, OTHER_STUDY, NOT_UNDERSTOOD = 0x0110, 0xA700, 0xA900, 0xC000
 KEPT_AS_VERSION = 0xB000
 
 
@@ -386,7 +386,8 @@ def routes(service: Service, metrics: Metrics) -> APIRouter:
             reason = "there is no space for it" if error.errno in _NO_SPACE else f"it cannot be written ({type(error).__name__})"
             raise HTTPException(507, f"the request was not stored: {reason}") from error
         finally:
-            await service.run(shutil.rmtree, folder, ignore_errors=True)
+            # Shielded: the end of the server cuts off requests, and leaves nothing behind.
+            await asyncio.shield(asyncio.wrap_future(service.threads.submit(shutil.rmtree, folder, ignore_errors=True)))
         for item in receiver.received:
             metrics.stored.labels("failed" if item.failure else "version" if item.warning else "stored").inc()
         status, body = _answer(receiver.received, receiver.refused, base_url(service, request))
@@ -466,7 +467,10 @@ async def _keep(service: Service, storage: Storage, received: list[_Received], s
             continue
         found = await service.run(service.index.select, snapshot, "SOPInstanceUID = ?", [item.uid])
         before = item.file
-        await service.run(storage.keep, item, snapshot, found[0] if found else None)
+        try:
+            await service.run(storage.keep, item, snapshot, found[0] if found else None)
+        except OSError as error:
+            item.failure = OUT_OF_RESOURCES if error.errno in _NO_SPACE else PROCESSING_FAILURE
         new = new or item.file != before
     if not new:
         return

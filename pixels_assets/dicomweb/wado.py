@@ -230,8 +230,8 @@ async def _send_objects(service: Service, snapshot: Snapshot, instances: list[In
 
 
 async def send_instance(service: Service, snapshot: Snapshot, instance: Instance, syntax: str | None) -> Response:
-    """Send one object on its own: in a transfer syntax, as it is stored for None."""
-    return await _send_objects(service, snapshot, [instance], _Plan((syntax or ANY_SYNTAX,), multipart=False))
+    """Send one object on its own: in a transfer syntax, in Explicit VR Little Endian where that can be had for None."""
+    return await _send_objects(service, snapshot, [instance], _Plan((syntax,), multipart=False))
 
 
 async def _body(service: Service, snapshot: Snapshot, instance: Instance, plan: _Plan) -> tuple[str, bytes, Taken]:

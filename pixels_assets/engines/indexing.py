@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pixels_assets.dicom.attributes import ATTRIBUTES
+from pixels_assets.dicom.codecs import CODECS, Codec, Reason
 from pixels_assets.dicom.pixels import PixelSource
 from pixels_assets.dicom.reader import Header, read_header
 from pixels_assets.dicom.thumbnails import NoThumbnail, Thumbnail, make_thumbnail
@@ -20,7 +21,7 @@ from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
-from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, Status, os_path, row_id
+from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, Status, file_address, os_path, row_id
 from pixels_assets.lake.parts import PartWriter, microseconds
 from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.settings import MIB
@@ -125,7 +126,7 @@ class _Stretch:
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
         if extracted is not None:
-            metadata["local_path"] = str(extracted)
+            metadata["local_path"] = local_path(file_address(extracted))
         self._write(DICOM_METADATA, metadata)
         if THUMBNAILS.name in self.spec.outputs:
             self._write(THUMBNAILS, _thumbnail_row(found, image))
@@ -261,6 +262,8 @@ def _read_dicom(found: FoundObject, spec: IndexSpec, row: dict[str, object], war
         warnings += [f"value_missing: {keyword}" for keyword in _IDENTITY if header.values[keyword] is None]
     if THUMBNAILS.name not in spec.outputs:
         return NoThumbnail("not_asked_for", "thumbnails were not selected in this run"), header
+    if header.pixel_offset is None and CODECS.get(header.transfer_syntax or "") is Codec.REFERENCED:
+        return NoThumbnail(Reason.REFERENCED_PIXELS.value, "the pixel data is behind a URL, which is not followed"), header
     return make_thumbnail(PixelSource.of(header), size=spec.settings.thumbnail_size, max_bytes=limits.max_frame_bytes), header
 
 

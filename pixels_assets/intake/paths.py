@@ -5,7 +5,8 @@ import re
 from pixels_assets.intake.objects import MEMBER, folder_prefix
 
 _EXTENSION = re.compile(r"\.(\w+)(?:!~[0-9]+)?\Z")
-_TAG_END = re.compile(r"([0-9a-zA-Z]+)[_./:@]")
+# From the beginning of a word only: a name of a million letters would be searched from each of them.
+_TAG_END = re.compile(r"(?<![0-9a-zA-Z])([0-9a-zA-Z]+)[_./:@]")
 _PATH_TAGS = 5
 
 

@@ -439,6 +439,7 @@ class ZipArchive:
         if entry.method == _STORED:
             reading.consumed = self._length - start
             entry = self._stored_until_descriptor(entry, start)
+            reading.consumed = entry.length
             yield from self._checked(Window(self._stream, start, entry.length).read, entry)
             reading.end = start + entry.length
             return

@@ -12,13 +12,14 @@ import os
 import re
 import secrets
 import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
-from typing import IO, Any
+from select import select
+from typing import IO, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -35,6 +36,8 @@ SHOWN_ROWS = 200
 """Rows that a table for people shows."""
 
 _WIDE = 1_000_000
+_LISTENING_SECONDS = 0.1
+_T = TypeVar("_T")
 _READERS = {".csv": "read_csv", ".tsv": "read_csv", ".txt": "read_csv", ".json": "read_json", ".jsonl": "read_json", ".ndjson": "read_json"}
 _READERS |= {".parquet": "read_parquet", ".pq": "read_parquet"}
 _STATEMENTS = {"SELECT", "EXPLAIN", "CREATE", "DROP", "VARIABLE_SET"}
@@ -122,7 +125,7 @@ def query(connection: duckdb.DuckDBPyConnection, statement: str, parameters: Seq
     UsageError
         A statement is malformed, writes, or names what is not there: the message says what is near.
     """
-    try:
+    with _in_plain_words(connection):
         found = connection.extract_statements(statement)
         if not found:
             msg = 'there is no statement; write one such as "select Modality, count(*) from object_catalog group by 1"'
@@ -130,8 +133,6 @@ def query(connection: duckdb.DuckDBPyConnection, statement: str, parameters: Seq
         for item in found:
             _require_reading(connection, item)
         relation: duckdb.DuckDBPyRelation | None = connection.sql(statement, params=list(parameters) or None)
-    except duckdb.Error as error:
-        raise readable(connection, error) from error
     if relation is None:
         msg = "the last statement gives no rows; end with a select"
         raise UsageError(msg)
@@ -144,6 +145,8 @@ def readable(connection: duckdb.DuckDBPyConnection, error: duckdb.Error) -> Pixe
     table, column, own = _MISSING_TABLE.search(text), _MISSING_COLUMN.search(text), _FROM_PYTHON.search(text)
     if own:
         text = own[1]
+    elif "Invalid LIST argument during lambda function binding" in text:
+        text += "\ntag() and tags() take a column with DICOM JSON and one name between quotes, as in tag(meta, 'PatientName')"
     elif table:
         names = [name for (name,) in connection.execute("select view_name from duckdb_views() where not internal").fetchall()]
         text = f"there is no table {table[1]!r}; " + _near(table[1], names, f"the tables are {', '.join(sorted(names))}")
@@ -154,6 +157,31 @@ def readable(connection: duckdb.DuckDBPyConnection, error: duckdb.Error) -> Pixe
         text += "; attach a file of your own with --attach NAME=FILE"
     is_ours = isinstance(error, duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError | duckdb.PermissionException)
     return UsageError(text) if is_ours else PixelsError(text)
+
+
+@contextmanager
+def _in_plain_words(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise readable(connection, error) from error
+
+
+@contextmanager
+def _aside(connection: duckdb.DuckDBPyConnection) -> Iterator[ThreadPoolExecutor]:
+    """Give a thread to use a connection in, whose work ends when the block ends badly: DuckDB does not hear Ctrl-C while it writes."""
+    with _in_plain_words(connection), ThreadPoolExecutor(1) as thread:
+        try:
+            yield thread
+        except BaseException:
+            connection.interrupt()
+            raise
+
+
+def _result(working: Future[_T]) -> _T:
+    while not wait([working], _LISTENING_SECONDS).done:
+        pass  # since polars is loaded, a wait without end does not hear Ctrl-C
+    return working.result()
 
 
 def write(relation: duckdb.DuckDBPyRelation, path: str, kind: str) -> None:
@@ -186,31 +214,22 @@ def write_stream(lake: Path, statement: str, stream: IO[bytes], kind: str, attac
         Nobody reads the stream any more.
     """
     reading, writing = os.pipe()
-    broken: list[int] = []  # not the exception: its traceback would keep DuckDB's objects until Python ends, and that would wait for ever
+    with open(reading, "rb", buffering=0) as source, open(writing, "wb", buffering=0) as end:  # noqa: PTH123 - descriptors
+        path = f"/dev/fd/{writing}"
+        with connect(lake, attached, writes=[path]) as connection, _aside(connection) as thread:
 
-    def pump() -> None:
-        with open(reading, "rb", buffering=0) as source:  # noqa: PTH123 - a descriptor
+            def work() -> None:
+                with end:
+                    write(query(connection, statement), path, kind)
+
+            working = thread.submit(work)
             try:
-                while chunk := source.read(1 << 16):
+                while select([source], [], []) and (chunk := source.read(1 << 16)):
                     stream.write(chunk)
-            except OSError as error:
-                broken.append(error.errno or 0)  # closing our end stops DuckDB at its next write
-
-    path = f"/dev/fd/{writing}"
-    pumping = threading.Thread(target=pump, daemon=True)
-    pumping.start()
-    try:
-        with connect(lake, attached, writes=[path]) as connection:
-            try:
-                write(query(connection, statement), path, kind)
-            except duckdb.Error as error:
-                if not broken:
-                    raise readable(connection, error) from error
-    finally:
-        os.close(writing)
-        pumping.join()
-    if broken:
-        raise OSError(broken[0], os.strerror(broken[0]))
+            except BaseException:
+                source.close()  # stops DuckDB at its next write
+                raise
+            _result(working)
 
 
 def write_file(lake: Path, statement: str, path: Path, kind: str, attached: Mapping[str, object] | None = None) -> None:
@@ -221,24 +240,26 @@ def write_file(lake: Path, statement: str, path: Path, kind: str, attached: Mapp
     UsageError
         See `query`; or the file would lie in the lake, or its folder is not there.
     """
-    with unfinished(lake, path) as file, connect(lake, attached, writes=[str(file)]) as connection:
-        try:
-            write(query(connection, statement), str(file), kind)
-        except duckdb.Error as error:
-            raise readable(connection, error) from error
+    with unfinished(lake, path) as file, connect(lake, attached, writes=[str(file)]) as connection, _aside(connection) as thread:
+        _result(thread.submit(lambda: write(query(connection, statement), str(file), kind)))
 
 
 @contextmanager
 def unfinished(lake: Path, path: Path) -> Iterator[Path]:
     """Give a file beside the wanted one to write to; it takes the wanted name when the block ends well, and is gone otherwise.
 
+    A pipe or a device is given itself, and so is what a link leads to: a name stays what it is.
+
     Raises
     ------
     UsageError
         The file would lie in the lake, or its folder is not there.
     """
-    target = path.absolute()
-    if target.resolve().is_relative_to(lake.resolve()):
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    if target.is_relative_to(lake.resolve()):
         msg = f"{path} lies in the lake; write the result somewhere else"
         raise UsageError(msg)
     if target.is_dir() or not target.parent.is_dir():
@@ -274,14 +295,10 @@ def as_text(lake: Path, statement: str, attached: Mapping[str, object] | None = 
         See `query`.
     """
     drawn = io.StringIO()
-    with connect(lake, attached) as connection:
-        relation = query(connection, statement)
-        try:
-            rows = pa.table(relation.limit(SHOWN_ROWS + 1).to_arrow_table())
-            with redirect_stdout(drawn):
-                connection.from_arrow(rows.slice(0, SHOWN_ROWS)).show(max_rows=SHOWN_ROWS, max_width=width or _WIDE, max_col_width=width or _WIDE)
-        except duckdb.Error as error:
-            raise readable(connection, error) from error
+    with connect(lake, attached) as connection, _aside(connection) as thread:
+        rows = pa.table(_result(thread.submit(lambda: query(connection, statement).limit(SHOWN_ROWS + 1).to_arrow_table())))
+        with redirect_stdout(drawn):
+            connection.from_arrow(rows.slice(0, SHOWN_ROWS)).show(max_rows=SHOWN_ROWS, max_width=width or _WIDE, max_col_width=width or _WIDE)
     more = f"\nthere are more than these {SHOWN_ROWS} rows; --format csv, json or parquet gives all" if rows.num_rows > SHOWN_ROWS else ""
     return drawn.getvalue().rstrip("\n") + more
 

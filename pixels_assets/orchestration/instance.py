@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ PROCESS_TAG = "pixels/process"
 """Host and process that a command's run lives in: when that is gone, so is the run."""
 
 _ENGINES = 8
+_one_at_a_time = threading.RLock()
 _TOKEN = token_hex(4)
 _GOING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -35,6 +37,9 @@ _GOING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.Dags
 def shared_instance() -> Iterator[dg.DagsterInstance]:
     """Open the instance of `home()`, wherever the process works: its relative folders count from there.
 
+    Threads wait for each other: two runs in one process would stop for ever, one with the lock of Dagster's log, the other with that of `logging`,
+    which Dagster configures anew for each run.
+
     Raises
     ------
     InstanceError
@@ -42,7 +47,7 @@ def shared_instance() -> Iterator[dg.DagsterInstance]:
     """
     os.environ.setdefault("DAGSTER_HOME", str(home()))
     try:
-        with ExitStack() as opened:
+        with _one_at_a_time, ExitStack() as opened:
             opened.enter_context(_engines_kept())
             try:
                 with _alone(home() / "var" / "dagster"):

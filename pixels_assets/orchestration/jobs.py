@@ -12,7 +12,7 @@ from pixels_assets.errors import UsageError
 from pixels_assets.intake.listing import Listing
 from pixels_assets.intake.objects import file_address, folder_prefix
 from pixels_assets.lake.annotations import links_are_behind
-from pixels_assets.lake.changes import Discovery, Position, discover
+from pixels_assets.lake.changes import Discovery, Position, discover, manifests
 from pixels_assets.lake.headers import headers_are_behind
 from pixels_assets.lake.maintenance import maintain
 from pixels_assets.lake.query import exists, finished_batches
@@ -142,7 +142,7 @@ def look(
     seconds: float | None = None,
     patient: bool = False,
 ) -> Discovery:
-    """Look at the sources once; what it seals becomes partitions.
+    """Look at the sources once; all batches of the lake, and those that it seals, then are partitions.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def look(
             raise UsageError(msg)
     root, exclude = lake.prepared(), [file_address(folder.absolute()) for folder in own]
     found = discover(root, folders, settings, position=position, seconds=seconds, overwrite=overwrite, patient=patient, exclude=exclude)
-    register(instance, found.batches)
+    register(instance, manifests(root).keys())  # older ones, too: this instance may be younger than the lake
     return found
 
 

@@ -17,7 +17,7 @@ from pixels_assets.engines.run import Engine
 from pixels_assets.errors import UsageError
 from pixels_assets.lake.commit import create_tables
 from pixels_assets.lake.schema import TABLES
-from pixels_assets.settings import Limits, Settings
+from pixels_assets.settings import Limits, Settings, folder_path
 
 LAKE_TAG, ENGINE_TAG = "pixels/lake", "pixels/engine"
 """Tags of runs: which lake they write, and what indexes objects."""
@@ -40,7 +40,7 @@ class LakeResource(dg.ConfigurableResource):
     @property
     def path(self) -> Path:
         """The folder, absolute."""
-        return Path(self.root).expanduser().absolute()
+        return folder_path("root", self.root)
 
     def prepared(self) -> Path:
         """Return the folder, with all tables in it."""

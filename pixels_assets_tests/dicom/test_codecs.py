@@ -1,11 +1,14 @@
 """Decoding one frame, for every supported compression, damaged data included."""
 
+import io
+import struct
 import sys
 import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 
 from pixels_assets.dicom.codecs import CODECS, Codec, NoPixels, PixelDescription, Reason, decode, decode_reduced, looks_like_rle, sniff
 
@@ -136,6 +139,15 @@ def test_jpeg_2000_undoes_its_own_colour_transform(photometric):
     assert np.array_equal(decoded, picture())
 
 
+def test_subsampled_jpeg_2000_is_not_turned_into_rgb_twice():
+    data = bytearray(imagecodecs.jpeg2k_encode(np.full((64, 64, 3), (76, 85, 255), np.uint8), level=0, mct=False, codecformat="j2k"))
+    components = data.index(b"\xff\x51") + 40
+    data[components + 4 : components + 6] = data[components + 7 : components + 9] = b"\x02\x02"
+    decoded, after = decode(Codec.JPEG_2000, bytes(data), colour("YBR_FULL_422", rows=64, columns=64), max_bytes=LIMIT)
+    assert after.photometric == "RGB"
+    assert np.abs(decoded[9, 9].astype(int) - (254, 0, 0)).max() < 10
+
+
 def test_lossy_htj2k_does_not_wrap_around_at_black_and_white():
     noise = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(np.uint8) * 255
     data = imagecodecs.htj2k_encode(noise, level=0.05, reversible=False)
@@ -171,13 +183,27 @@ def test_a_damaged_tile_grid_does_not_keep_a_decoder_busy_for_ever():
         decode_reduced(Codec.JPEG_2000, bytes(data), grey(rows=256, columns=256), max_bytes=LIMIT, reduction=2)
 
 
-def test_jpeg_ls_without_an_end_mark_is_read():
-    data = imagecodecs.jpegls_encode(ramp(rows=60, columns=70))
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize(
+    ("codec", "encode"),
+    [
+        (Codec.JPEG_LS, imagecodecs.jpegls_encode),
+        (Codec.JPEG_2000, lambda array: imagecodecs.jpeg2k_encode(array, reversible=True, level=0, codecformat="j2k")),
+        (Codec.JPEG_2000, lambda array: imagecodecs.htj2k_encode(array, reversible=True)),
+    ],
+)
+def test_a_codestream_without_its_end_mark_is_read_and_one_cut_short_is_not(codec, encode, reduction, padding):
+    array = ramp(rows=256, columns=256)
+    data = bytes(encode(array))
     assert data.endswith(b"\xff\xd9")
-    decoded, _ = decode(Codec.JPEG_LS, data[:-2], grey(rows=60, columns=70), max_bytes=LIMIT)
-    assert np.array_equal(decoded, ramp(rows=60, columns=70))
+    shape = grey(rows=256, columns=256)
+    whole, cut = ({"data": data[:stop] + padding, "description": shape, "max_bytes": LIMIT, "reduction": reduction} for stop in (-2, len(data) // 2))
+    decoded, _, scale = decode_reduced(codec, **whole)
+    assert decoded.shape == (256 // scale, 256 // scale)
+    assert scale > 1 or np.array_equal(decoded, array)
     with pytest.raises(NoPixels):
-        decode(Codec.JPEG_LS, data[: len(data) // 2], grey(rows=60, columns=70), max_bytes=LIMIT)
+        decode_reduced(codec, **cut)
 
 
 def test_too_few_quantization_steps_do_not_end_the_process():
@@ -256,6 +282,50 @@ def test_a_codestream_and_a_data_set_that_agree_on_a_huge_size_are_refused_befor
 def test_the_working_memory_of_jpeg_2000_counts():
     data = imagecodecs.jpeg2k_encode(ramp())
     assert reason(Codec.JPEG_2000, data, grey(), max_bytes=40 * 56 * 2) is Reason.FRAME_TOO_LARGE
+
+
+def with_small_precincts(size):
+    """A codestream of a few hundred bytes whose highest resolution is in precincts of 2 by 2."""
+    data = bytearray(imagecodecs.jpeg2k_encode(np.zeros((64, 64), np.uint8), level=0, codecformat="j2k", resolutions=2))
+    struct.pack_into(">LL", data, data.index(b"\xff\x51") + 6, size, size)
+    struct.pack_into(">LL", data, data.index(b"\xff\x51") + 22, size, size)
+    style = data.index(b"\xff\x52")
+    levels = data[style + 9]
+    data[style + 2 : style + 5] = struct.pack(">HB", 13 + levels, 1)
+    return bytes(data[: style + 14]) + b"\xff" * levels + b"\x11" + bytes(data[style + 14 :])
+
+
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_the_memory_of_very_small_code_blocks_counts(reduction):
+    with pytest.raises(NoPixels) as caught:
+        decode_reduced(Codec.JPEG_2000, with_small_precincts(4096), grey(8, rows=4096, columns=4096), max_bytes=LIMIT, reduction=reduction)
+    assert caught.value.code is Reason.FRAME_TOO_LARGE
+    decode_reduced(Codec.JPEG_2000, with_small_precincts(64), grey(8, rows=64, columns=64), max_bytes=LIMIT, reduction=reduction)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    assert decode(Codec.JPEG, data, colour(), max_bytes=LIMIT)[0].shape == picture().shape
+    with pytest.raises(NoPixels, match="scans"):
+        decode(Codec.JPEG, data[:-2] + data[last:-2] * 300 + data[-2:], colour(), max_bytes=LIMIT)
+
+
+@pytest.mark.parametrize("filling", [b"\xff\xe1\x00\x02", b"\xff"])
+def test_a_jpeg_header_of_very_many_segments_is_not_read_to_its_end(filling):
+    data = bytes(imagecodecs.jpeg8_encode(picture()))
+    assert decode(Codec.JPEG, data[:2] + filling * 1000 + data[2:], colour(), max_bytes=LIMIT)[0].shape == picture().shape
+    with pytest.raises(NoPixels, match="no readable header"):
+        decode(Codec.JPEG, data[:2] + filling * 80_000 + data[2:], colour(), max_bytes=LIMIT)
+
+
+def test_a_jpeg_2000_header_of_very_many_segments_is_not_read_to_its_end():
+    data = bytes(imagecodecs.jpeg2k_encode(ramp(), level=0, codecformat="j2k"))
+    style = data.index(b"\xff\x52")
+    with pytest.raises(NoPixels, match="no readable header"):
+        decode(Codec.JPEG_2000, data[:style] + b"\xff\x64\x00\x04\x00\x01" * 80_000 + data[style:], grey(), max_bytes=LIMIT)
 
 
 def test_rle_that_cannot_hold_the_frame_is_refused_before_memory_is_taken():

@@ -169,6 +169,12 @@ def test_one_number_of_another_form_changes_nothing_about_the_others(odd):
         assert_same(*both(part_10(IDENTITY + element(0x300A00F6, "DS", text + b" " * (len(text) % 2)))))
 
 
+@pytest.mark.parametrize("odd", [b"", b"-", b"1,5", b"x"])
+def test_integers_before_one_number_of_another_form_are_not_tried_in_all_ways(odd):
+    text = b"12\\-34\\" * 30 + odd
+    assert_same(*both(part_10(IDENTITY + element(0x300A00F6, "DS", text + b" " * (len(text) % 2)))))
+
+
 def is_read_fast(data):
     """Compare it three times: met first, met again, and as a run."""
     return [assert_same(*both(data)) for _ in range(3)] == [True] * 3
@@ -262,6 +268,21 @@ def test_a_character_set_behind_text_is_left_to_pydicom():
     assert not assert_same(*both(part_10(element(0x00080001, "UL", bytes(4)) + element(0x00080003, "LO", b"x ") + element(0x00080005, "CS", b""))))
 
 
+@pytest.mark.parametrize("is_implicit", [False, True])
+def test_the_character_set_of_a_directory_record_holds_behind_what_points_to_the_file(is_implicit):
+    def one(tag, vr, value):
+        return implicit(tag, value) if is_implicit else element(tag, vr, value)
+
+    def is_fast(*before):
+        record = b"".join(before) + one(0x00080005, "CS", b"ISO_IR 192") + one(0x00100010, "PN", "Müller".encode() + b" ")
+        identity, uid = (IMPLICIT_IDENTITY, ImplicitVRLittleEndian) if is_implicit else (IDENTITY, ExplicitVRLittleEndian)
+        return is_read_fast(part_10(identity + one(0x00082218, "SQ", item(record) + item(record, delimited=True)), uid))
+
+    pointing = one(0x00041400, "UL", bytes(4)), one(0x00041430, "CS", b"PATIENT "), one(0x00041510, "UI", b"1.2\0")
+    assert is_fast(*pointing)
+    assert not is_fast(*pointing, one(0x00041601, "LO", "ü".encode()))
+
+
 @pytest.mark.parametrize("creator", [b"SIEMENS CSA HEADER", b"GEMS_IDEN_01", b"UNHEARD OF"])
 @pytest.mark.parametrize("value", [b"", b"12", b"1234", b"12345678", b"123"])
 def test_private_elements_depend_on_their_creators(creator, value):
@@ -282,6 +303,29 @@ def test_what_depends_on_the_pixel_representation(representation):
     for rest in (b"", implicit(0x7FE00010, bytes(8))):
         is_fast = is_read_fast(part_10(data_set + rest, ImplicitVRLittleEndian))
         assert is_fast == (representation in {b"\0\0", b"\1\0"})
+
+
+@pytest.mark.parametrize("representation", [b"\0\0", b"\1\0", b"", None])
+@pytest.mark.parametrize("is_delimited", [False, True])
+def test_what_depends_on_the_pixel_representation_within_sequences(representation, is_delimited):
+    mapped = implicit(0x00283002, b"\xff\xff\0\0\x10\0") + implicit(0x00409211, b"\xff\xff") + implicit(0x00409216, b"\0\x80")
+    signed = implicit(0x00280103, b"\1\0") + mapped
+    head = IMPLICIT_IDENTITY + (implicit(0x00280103, representation) if representation is not None else b"")
+
+    def sequence(tag, content):
+        return delimited(tag, "", item(content)) if is_delimited else implicit(tag, item(content))
+
+    def is_fast(*contents):
+        return is_read_fast(part_10(b"".join(contents), ImplicitVRLittleEndian))
+
+    is_known = is_delimited or representation != b""
+    assert is_fast(head, sequence(0x00409096, mapped)) == is_known
+    assert is_fast(head, sequence(0x52009230, sequence(0x00409096, mapped))) == is_known
+    assert not is_fast(head, sequence(0x00409096, signed))
+    assert is_fast(head, delimited(0x52009230, "", item(sequence(0x00409096, mapped))))
+    # Before it, and before one of an item's own, it is not known.
+    assert is_fast(IMPLICIT_IDENTITY, sequence(0x00081140, mapped), head[len(IMPLICIT_IDENTITY) :]) == is_delimited
+    is_fast(head, sequence(0x52009230, sequence(0x00081140, mapped) + signed))
 
 
 @pytest.mark.parametrize("is_implicit", [False, True])

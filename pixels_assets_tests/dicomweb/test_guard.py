@@ -72,6 +72,9 @@ def test_an_address_that_others_reach_needs_a_token(place, capsys):
     assert "PIXELS_TOKEN" in capsys.readouterr().err
     assert main(["serve", "--lake", str(place / "lake"), "--port", "0"]) == 2
     assert main(["serve", "--lake", str(place / "nothing")]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "--lake", str(place / "lake"), "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import io
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
-from pixels_assets_tests.dicomweb.test_wado import parts_of, url_of
+from pixels_assets_tests.dicomweb.test_wado import EXPLICIT, parts_of, url_of
 
 CT = url_of("CT_small.dcm")
 
@@ -105,8 +106,14 @@ def test_old_clients_are_served(server):
     ).size == (64, 64)
     whole = server.http.get(f"{base}/wado", params=query | {"contentType": "application/dicom"})
     assert whole.content[128:132] == b"DICM"
+    assert server.http.get(f"{base}/wado", params=query | {"contentType": "application/dicom", "anonymize": "yes"}).status_code == 406
     assert server.http.get(f"{base}/wado", params=query | {"frameNumber": "2"}).status_code == 404
     assert server.http.get(f"{base}/wado", params=query | {"requestType": "X"}).status_code == 400
     assert server.http.get(f"{base}/wado", params=query | {"contentType": "text/html"}).status_code == 406
+    _, _, study, _, series, _, instance = url_of("JPEG2000.dcm").split("/")
+    coded = {"requestType": "WADO", "studyUID": study, "seriesUID": series, "objectUID": instance, "contentType": "application/dicom"}
+    for more, syntax in (({}, EXPLICIT), ({"transferSyntax": "1.2.840.10008.1.2.4.91"}, "1.2.840.10008.1.2.4.91")):
+        found = pydicom.dcmread(io.BytesIO(server.http.get(f"{base}/wado", params=coded | more).content))
+        assert found.file_meta.TransferSyntaxUID == syntax
     missing = server.http.get(f"{base}/wado", params=query | {"frameNumber": "x"})
     assert (missing.status_code, missing.json()) == (400, {"detail": "missing or malformed: frameNumber"})

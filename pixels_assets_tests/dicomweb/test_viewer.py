@@ -71,6 +71,10 @@ SHOW = """study => {
     return true;
 }"""
 """What a double click on its picture does."""
+EXPORTABLE = """() => window.services.segmentationService.getSegmentations()
+    .some(one => Object.values(one.segments).some(segment => Object.keys(segment?.cachedStats?.namedStats ?? {}).length))"""
+"""Whether OHIF has counted what was painted, which it begins a second afterwards. Until then its menu may take the segmentation for empty."""
+DRAWN = "window.services.measurementService.getMeasurements().length === 1 && window.services.measurementService.getMeasurements()[0].displayText"
 SHOWN = f"study => {READY} && {VIEWPORT}.getCornerstoneImage()?.imageId.includes(study)"
 PANE = "[data-cy=viewport-pane]"
 FAULTS_OF_OHIF = {
@@ -141,6 +145,10 @@ class Viewer:
         before = None if self.page.evaluate(SHOWN, study) else self._shot(name)
         self.page.wait_for_function(SHOW, arg=study)
         self.page.wait_for_function(SHOWN, arg=study)
+        return self.image(name, before)
+
+    def image(self, name: str, before: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+        """Wait until there is an image, and another one than before; its pixels."""
         deadline = time.monotonic() + PATIENCE
         while (seen := self.pixels(name)).std() <= 8 or (before is not None and np.array_equal(seen, before)):
             assert time.monotonic() < deadline, "no image is drawn"
@@ -153,6 +161,13 @@ class Viewer:
             self.page.wait_for_timeout(300)
             before, after = after, self._shot(name)
         return after
+
+    def coloured(self, name: str) -> None:
+        """Wait until something is drawn over the image, which is grey."""
+        deadline = time.monotonic() + PATIENCE
+        while np.ptp(self._shot(name), axis=2).max() <= 50:
+            assert time.monotonic() < deadline, "nothing is drawn over the image"
+            self.page.wait_for_timeout(250)
 
     def _shot(self, name: str) -> np.ndarray[Any, Any]:
         data = self.page.locator(PANE).first.screenshot()
@@ -292,7 +307,7 @@ def test_what_is_drawn_is_saved_with_its_lineage_and_seen_again(viewer: Viewer) 
     viewer.drag((-100, -60), (-20, 0), (80, 70))
     page.get_by_text("Yes", exact=True).click()  # track it
     page.locator("[data-cy=trackedMeasurements-btn]").first.click()
-    (shown,) = page.evaluate("window.services.measurementService.getMeasurements().map(one => one.displayText.primary[0])")
+    shown = page.wait_for_function(f"{DRAWN}.primary[0]").json_value()
     page.get_by_text("Create SR").first.click()
     viewer.stored("Save")
 
@@ -302,10 +317,11 @@ def test_what_is_drawn_is_saved_with_its_lineage_and_seen_again(viewer: Viewer) 
     page.locator("[data-cy=Brush]").first.click()
     viewer.pixels("before-painting")
     viewer.drag((-140, 0), (40, 10))
-    assert np.ptp(viewer.pixels("painted"), axis=2).max() > 50
+    viewer.coloured("painted")
+    page.wait_for_function(EXPORTABLE)
     page.locator("[data-cy=segmentation-collapsed-more-btn-Labelmap]").first.click()
     page.get_by_role("menuitem", name="Export").first.press("ArrowRight")  # a mouse that misses the menu on its way closes it
-    page.get_by_role("menuitem", name="DICOM SEG").last.press("Enter")
+    page.get_by_role("menuitem", name="DICOM SEG", disabled=False).last.press("Enter")
     viewer.stored("Save")
 
     # Catalogued, with its sources, and readable by others.
@@ -333,18 +349,16 @@ def test_what_is_drawn_is_saved_with_its_lineage_and_seen_again(viewer: Viewer) 
 
     # Seen again, in a page that knows nothing of them.
     viewer.open("alpha")
-    plain = viewer.pixels("alpha-again")
+    plain = viewer.image("alpha-again")
     viewer.open_stored("SEG")
     page.get_by_role("button", name="Yes").press("Enter")  # where a mouse may have to wait for what lies over it
     page.wait_for_function("window.services.segmentationService.getSegmentations().length === 1")
-    covered = viewer.pixels("alpha-segmentation")
-    assert np.ptp(covered, axis=2).max() > 50  # coloured, on a grey image
+    viewer.coloured("alpha-segmentation")
     assert np.ptp(plain, axis=2).max() < 10
     viewer.open("alpha")
     viewer.open_stored("SR")
     page.get_by_text("Yes", exact=True).first.click()
-    page.wait_for_function("window.services.measurementService.getMeasurements().length === 1")
-    assert page.evaluate("window.services.measurementService.getMeasurements()[0].displayText.primary[0]") == shown
-    assert np.ptp(viewer.pixels("alpha-measurement"), axis=2).max() > 50
+    assert page.wait_for_function(f"{DRAWN}.primary[0]").json_value() == shown
+    viewer.coloured("alpha-measurement")
     assert faults(kept["SR"]) == set()
     assert faults(kept["SEG"]) <= FAULTS_OF_OHIF

@@ -445,6 +445,14 @@ def test_a_zip_without_its_directory_gives_what_its_local_headers_lead_to(tmp_pa
     assert rows[-1].content_hash
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_stream_of_many_members_that_was_cut_gives_all_of_them(tmp_path, method):
+    data = streamed_zip({f"{number}.dcm": MR for number in range(100)}, method)
+    rows = rows_of(written(tmp_path, data[: data.index(CENTRAL)]))
+    assert names(rows) == [f"{number}.dcm" for number in range(100)]
+    assert set(codes(rows[:-1])) == {""}
+
+
 @pytest.mark.parametrize("make", [zip_bytes, streamed_zip])
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_cut_within_a_member_says_so_and_keeps_the_members_before(tmp_path, make, method):

@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -248,6 +251,7 @@ def test_views_and_macros_of_ones_own_are_fine(full) -> None:
         ("select c.Modalty from object_catalog c", "there is no column 'Modalty'; did you mean Modality"),
         ("select tagg(meta, 'Modality') from object_catalog", '(?s)tagg does not exist.*Did you mean "tag'),
         ("select tag(meta, 'Modalty') from object_catalog", "^there is no attribute 'Modalty'; did you mean Modality"),
+        ("select tag(meta, null) from object_catalog", "one name between quotes"),
         ("select 1 +", "(?i)syntax error"),
         ("", "there is no statement"),
         (" ; -- nothing", "there is no statement"),
@@ -294,6 +298,42 @@ def test_a_result_cannot_go_into_the_lake_and_a_failed_one_leaves_nothing(full, 
     with pytest.raises(UsageError, match="Could not convert"):
         write_file(full.lake, "select path::int from object_catalog", tmp_path / "old.csv", "csv")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.csv", "old")]
+
+
+def test_a_pipe_or_a_link_gets_the_result_and_stays_what_it_is(full, tmp_path) -> None:
+    (tmp_path / "file.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("file.csv")
+    write_file(full.lake, "select 1 as a", tmp_path / "link.csv", "csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "file.csv").read_text() == "a\n1\n"
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(pipe.read_text)
+        write_file(full.lake, "select 1 as a", pipe, "csv")
+        assert reading.result(10) == "a\n1\n"
+    assert pipe.is_fifo()
+    (tmp_path / "into.csv").symlink_to(full.lake / "x.csv")
+    with pytest.raises(UsageError, match="lies in the lake"):
+        write_file(full.lake, "select 1", tmp_path / "into.csv", "csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"file.csv", "link.csv", "pipe", "into.csv"}
+
+
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="a job in the background hears no Ctrl-C")
+@pytest.mark.parametrize("kind", ["csv", "json"])
+@pytest.mark.parametrize("to_file", [True, False])
+def test_an_interrupt_ends_a_statement_that_writes(full, tmp_path, kind, to_file) -> None:
+    statement = "select * from range(100_000_000_000)"
+
+    def interrupt():
+        while not (to_file and any(path.stat().st_size for path in tmp_path.iterdir())) and not stream.tell():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with open(os.devnull, "wb") as stream:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            write_file(full.lake, statement, tmp_path / "x", kind) if to_file else write_stream(full.lake, statement, stream, kind)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_for_people_says_that_there_is_more(full) -> None:
@@ -356,6 +396,14 @@ def test_the_command_prints_results(sql, tmp_path, monkeypatch) -> None:
     assert pl.read_parquet(tmp_path / "r.parquet").rows() == [("CT", 1), ("MR", 1)]
     assert sql(statement, "-o", tmp_path / "r.txt") == (0, "", "")
     assert (tmp_path / "r.txt").read_text() == output
+
+
+def test_a_full_disk_at_the_other_end_is_said_in_a_line(full, capfd, monkeypatch) -> None:
+    for kind in ("table", "csv"):
+        with open("/dev/full", "w") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            assert main(["sql", "select 1", "--format", kind, "--lake", str(full.lake)]) == 1
+        assert capfd.readouterr().err == "pixels: there is no room for the output; make some, or send it somewhere else\n"
 
 
 def test_the_command_attaches_files(sql, tmp_path) -> None:

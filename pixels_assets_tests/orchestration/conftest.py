@@ -51,7 +51,7 @@ class Place:
         return look(self.instance, lake, sources, [str(self.source)]).batches
 
     def run(
-        self, batch: str, *tables: str, ops: dict[str, object] | None = None, tags: dict[str, str] | None = None, **overrides
+        self, batch: str | None, *tables: str, ops: dict[str, object] | None = None, tags: dict[str, str] | None = None, **overrides
     ) -> dg.ExecuteInProcessResult:
         """Materialize one batch, all of it or some tables."""
         job = self.definitions(**overrides).resolve_job_def("ingest_batch")

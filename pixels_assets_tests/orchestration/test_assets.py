@@ -109,6 +109,20 @@ def test_a_table_before_those_it_is_made_from_fails_clearly_and_is_not_tried_aga
     assert pending_batches(place.lake) == [batch]
 
 
+def test_a_run_without_a_partition_fails_clearly(place, reasons) -> None:
+    result = place.run(None)
+    assert not result.success
+    assert reasons(result) == ["a run takes one batch, and none was chosen: materialize a partition, or backfill several, each by a run of its own"]
+
+
+def test_an_instance_that_is_younger_than_the_lake_learns_of_its_batches(place) -> None:
+    place.write("CT_small.dcm")
+    (batch,) = place.seal()
+    place.instance.delete_dynamic_partition("batch", batch)
+    assert place.seal() == []
+    assert place.instance.get_dynamic_partitions("batch") == [batch]
+
+
 def test_making_quarantine_again_is_no_attempt(place) -> None:
     place.write("bad.zip", b"PK\x03\x04 and no more")
     (batch,) = place.seal()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_a_home_without_configuration_has_its_storage_below_var_too(home) -> Non
     with shared_instance() as instance:
         register(instance, ["20261121T101500-0001"])
     assert {path.name for path in home.iterdir()} == {"var"}
+
+
+def test_threads_wait_for_each_other(home) -> None:
+    begun, order = threading.Event(), []
+
+    def other() -> None:
+        begun.set()
+        with shared_instance():
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with shared_instance():
+        thread.start()
+        begun.wait()
+        thread.join(0.3)  # long enough to get in where nothing keeps it out
+        order.append("this")
+    thread.join()
+    assert order == ["this", "other"]
 
 
 # --- runs that were killed

@@ -1,11 +1,14 @@
 """The `discover` job: what the UI needs to bring in files."""
 
+from pathlib import Path
+
 import dagster as dg
 import pytest
 
 from pixels_assets.errors import UsageError
 from pixels_assets.orchestration.jobs import is_overwrite, look
 from pixels_assets.orchestration.partitions import register
+from pixels_assets.orchestration.resources import LakeResource
 
 
 def discover(place, config=None, **overrides):
@@ -66,6 +69,14 @@ def test_wrong_config_fails_clearly_and_makes_nothing(place, reasons, config, me
     assert not result.success
     assert reasons(result) == [message]
     assert not place.lake.exists()
+
+
+def test_a_lake_without_a_name_is_not_made_where_the_run_works(place, reasons, tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = discover(place, {"sources": [str(place.source)]}, lake=LakeResource(root=""))
+    assert reasons(result) == ["root is ''; it must be a path"]
+    assert not list(Path.cwd().iterdir())
 
 
 def test_an_emptied_source_fails_clearly(place, reasons) -> None:

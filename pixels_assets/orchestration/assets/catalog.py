@@ -11,7 +11,7 @@ from pixels_assets.lake.query import quarantined_files
 from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG, QUARANTINE, THUMBNAILS
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, column_lineage, definition, materialization
-from pixels_assets.orchestration.partitions import BATCH
+from pixels_assets.orchestration.partitions import BATCH, batch_of
 from pixels_assets.orchestration.resources import LakeResource
 
 _CATALOG_LINEAGE = column_lineage(OBJECT_CATALOG, {"*": [DICOM_METADATA], "thumbnail": [THUMBNAILS]})
@@ -31,7 +31,7 @@ _QUARANTINE_LINEAGE = column_lineage(QUARANTINE, {"*": [DICOM_METADATA]})
 def object_catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Put metadata and thumbnails of one batch side by side, and retire what they replace."""
     with failing_clearly():
-        started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
+        started, root, batch = time.monotonic(), lake.prepared(), batch_of(context)
         files = manifests(root).load(batch)
         result = commit_catalog(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
         figures = materialization(root, OBJECT_CATALOG, result, time.monotonic() - started, len(files))
@@ -63,7 +63,7 @@ class QuarantineConfig(dg.Config):
 def quarantine(context: dg.AssetExecutionContext, config: QuarantineConfig, lake: LakeResource) -> dg.MaterializeResult:
     """List the objects of one batch that are neither indexed nor archives."""
     with failing_clearly():
-        started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
+        started, root, batch = time.monotonic(), lake.prepared(), batch_of(context)
         files = manifests(root).load(batch)
         retried = quarantined_files(root, batch, config.retry) if config.retry else None
         if not _was_read(context):

@@ -20,7 +20,7 @@ from pixels_assets.lake.query import quarantined_files, scan_batch
 from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, RAW_FILES, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import PICTURE_BYTES, Metadata, asset_key, counts, definition, materialization, picture
-from pixels_assets.orchestration.partitions import BATCH
+from pixels_assets.orchestration.partitions import BATCH, batch_of
 from pixels_assets.orchestration.resources import ENGINE_TAG, LAKE_TAG, EngineResource, LakeResource
 from pixels_assets.settings import Settings
 
@@ -81,7 +81,7 @@ def build_index_objects(extractors: Sequence[Extractor] = ()) -> dg.AssetsDefini
     ) -> Iterator[dg.MaterializeResult]:
         """Read each object of one batch once, for whichever of the tables are selected."""
         with failing_clearly():
-            started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
+            started, root, batch = time.monotonic(), lake.prepared(), batch_of(context)
             settings = engine.settings(thumbnail_size=config.thumbnail_size, extract_to=config.extract_to, preview=config.preview)
             tags = {LAKE_TAG: str(root), ENGINE_TAG: settings.engine}
             if not tags.items() <= context.run.tags.items():  # it was started from the UI, where only its config says so

@@ -13,7 +13,7 @@ from pixels_assets.lake.changes import manifests
 from pixels_assets.lake.schema import RAW_FILES
 from pixels_assets.orchestration.failures import failing_clearly
 from pixels_assets.orchestration.metadata import asset_key, counts, definition, materialization
-from pixels_assets.orchestration.partitions import BATCH
+from pixels_assets.orchestration.partitions import BATCH, batch_of
 from pixels_assets.orchestration.resources import LakeResource
 
 
@@ -29,7 +29,7 @@ from pixels_assets.orchestration.resources import LakeResource
 def raw_files(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Write the manifest of one batch into the table."""
     with failing_clearly():
-        started, root, batch = time.monotonic(), lake.prepared(), context.partition_key
+        started, root, batch = time.monotonic(), lake.prepared(), batch_of(context)
         files = manifests(root).load(batch)
         result = commit_raw_files(root, batch, files, attempt=f"{context.run.run_id}-{context.retry_number}", run_id=context.run.run_id)
         changes = {change.value: sum(file.change is change for file in files) for change in Change}

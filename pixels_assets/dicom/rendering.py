@@ -375,8 +375,11 @@ def _to_bytes(values: Floats) -> Grey:
 
 def _render_colour(frame: Frame, block: Block) -> Grey:
     array = frame.array[:, :, :3]
-    values = _shrink(array, block)
     bits = frame.description.bits_stored
+    if array.dtype.kind == "i":  # colours have no sign, whatever the data set says
+        array = array.view(f"u{array.dtype.itemsize}")
+        array = array & array.dtype.type((1 << bits) - 1)
+    values = _shrink(array, block)
     if bits != 8:
         values *= np.float32(255 / ((1 << bits) - 1))
     photometric = frame.description.photometric

@@ -295,6 +295,12 @@ def test_rgb_is_shown_as_it_is_and_deeper_colours_are_scaled():
     assert np.abs(shown(array.astype(np.uint16) * 16, photometric="RGB", stored=12).astype(int) - array).max() <= 1
 
 
+def test_colours_that_are_said_to_be_signed_are_not():
+    array = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    assert np.array_equal(shown(array.view(np.int8), photometric="RGB"), array)
+    assert np.array_equal(shown((array.astype(np.uint16) << 8).view(np.int16) >> 8, photometric="RGB", stored=8), array)
+
+
 @pytest.mark.parametrize(
     ("photometric", "stored", "expected"),
     [

@@ -83,7 +83,8 @@ def read_segments(dataset: Dataset, frames: Callable[[], Iterable[NDArray[Any]]]
     ----------
     dataset : Dataset
     frames : callable
-        Gives the decoded frames, one at a time, shape (rows, columns); None when they cannot be decoded: nothing is counted then.
+        Gives the decoded frames, one at a time, shape (rows, columns); None when they cannot be decoded: nothing is counted then, as when there is
+        no saying to which segment one belongs.
 
     Returns
     -------
@@ -100,6 +101,7 @@ def read_segments(dataset: Dataset, frames: Callable[[], Iterable[NDArray[Any]]]
     full = _integer(dataset, "MaximumFractionalValue") or 255
     extents = {number: _Extent() for number in described}
     common = _sources_of_frame(shared)
+    counted = frames is not None
     for index, array in enumerate(frames() if frames else ()):
         group = each[index] if index < len(each) else Dataset()
         volume = _voxel_volume(group, shared)
@@ -109,6 +111,7 @@ def read_segments(dataset: Dataset, frames: Callable[[], Iterable[NDArray[Any]]]
         else:
             number = _segment_of_frame(group, shared, index, list(described), _integer(dataset, "NumberOfFrames") or 1)
             count = int(np.count_nonzero(array))
+            counted &= number is not None or not count  # whose they are is not known
             here = {} if number is None else {number: (count, float(array.sum(dtype=np.float64)) / full if kind == "fractional" else float(count))}
         sources = [*common, *_sources_of_frame(group)] if here else []
         for number, (count, weight) in here.items():
@@ -136,9 +139,9 @@ def read_segments(dataset: Dataset, frames: Callable[[], Iterable[NDArray[Any]]]
             "algorithm_name": _text(item, "SegmentAlgorithmName"),
             "tracking_identifier": _text(item, "TrackingID"),
             "tracking_uid": _text(item, "TrackingUID"),
-            "voxel_count": extent.voxels if frames else None,
-            "volume_ml": extent.cubic_mm / 1000 if frames and extent.cubic_mm is not None else None,
-            "frames": extent.frames if frames else None,
+            "voxel_count": extent.voxels if counted else None,
+            "volume_ml": extent.cubic_mm / 1000 if counted and extent.cubic_mm is not None else None,
+            "frames": extent.frames if counted else None,
             "source_instances": list(extent.sources) or overall,
         }
         rows.append(_place(row, places))

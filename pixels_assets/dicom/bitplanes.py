@@ -22,7 +22,7 @@ _WEIGHTS = {
     0: ((1.965, 1.011, 0.52), (4.177, 1.995, 0.966), (8.403, 4.178, 2.077), (16.9, 8.473, 4.216)),
 }
 """What an error of one in a coefficient does to the picture: norms of the wavelets 5/3 (1) and 9/7 (0) for LL, HL or LH, and HH, by level."""
-_MANY_BLOCKS = 400
+_MANY_BLOCKS, _MANY_SEGMENTS = 400, 1000
 _UNKNOWN = 1 << 16
 
 
@@ -92,6 +92,8 @@ def _layout(data: bytes) -> _Layout | None:
         segment = data[position : position + 2 + length]
         if marker == _SOT:
             break
+        if len(kept) > _MANY_SEGMENTS:
+            return None
         if marker == _SIZ:
             columns, rows, left, top, tile_columns, tile_rows, tile_left, tile_top, samples = struct.unpack_from(">8LH", data, position + 6)
             if left or top or tile_left or tile_top or samples != 1 or tile_columns < columns or tile_rows < rows or max(columns, rows) > 1 << 15:
@@ -296,6 +298,8 @@ def _copy_band(bits: _Bits, columns: int, rows: int, planes: int, least: int) ->
             length_bits = 3
             while bits.take():
                 length_bits += 1
+                if length_bits > 32:
+                    return None
             length = bits.number(length_bits + passes.bit_length() - 1)
             # The first bit plane that is not empty has one pass, each further one three: an encoder may have left some out already.
             left = min(passes, max(1, 3 * (planes - (threshold - 1) - least) - 2))

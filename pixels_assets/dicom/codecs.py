@@ -178,7 +178,7 @@ class Codestream:
     lossless : bool
         JPEG process 14, where the decoder must not touch the colours.
     progressive : bool
-        A JPEG whose decoder holds all coefficients at once.
+        A JPEG of several scans, whose decoder holds all coefficients at once.
     colour : str or None
         ``RGB`` or ``YBR_FULL`` where a JPEG's markers settle it, ``RGB`` for JPEG 2000 with subsampled components, which decoders take for YCbCr and
         undo; None where only the data set can say.
@@ -190,6 +190,8 @@ class Codestream:
         The whole image of JPEG 2000 is one tile.
     start : int
         Where the codestream begins in the data: behind the boxes of a JP2 file.
+    structure : int
+        Bytes that a decoder of JPEG 2000 takes for tiles and code-blocks, however small the picture is made.
     """
 
     rows: int
@@ -204,6 +206,7 @@ class Codestream:
     high_throughput: bool = False
     one_tile: bool = False
     start: int = 0
+    structure: int = 0
 
 
 _J2K_START = b"\xff\x4f\xff\x51"
@@ -215,6 +218,10 @@ _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _HEADER_BYTES = 1 << 20
 _RLE_EXCESS = 4096
+_MANY_SEGMENTS = 65536
+_MANY_SCANS = 256
+_BLOCK_BYTES, _TILE_BYTES = 600, 8192
+"""What OpenJPEG takes for a code-block of the tile in hand, and for each tile."""
 
 
 def sniff(data: bytes) -> Codec | None:
@@ -396,8 +403,8 @@ def _read_header(codec: Codec, data: bytes) -> Codestream:
 def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
     """Markers before the first scan of a JPEG or JPEG-LS codestream: (marker, start, stop) of each segment's content."""
     segments, position = [], 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
+    for _ in range(_MANY_SEGMENTS):
+        if position + 4 > len(data) or data[position] != 0xFF:
             break
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
@@ -420,7 +427,7 @@ def _jpeg_frame_marker(data: bytes) -> int | None:
 
 def _jpeg_header(data: bytes) -> Codestream:
     """Read the frame header of a JPEG (ITU-T T.81 B.2.2) or JPEG-LS (T.87 C.2.2) codestream."""
-    jfif, adobe, frame = False, None, None
+    jfif, adobe, frame, scanned = False, None, None, 0
     for marker, start, stop in _jpeg_segments(data):
         if marker == 0xE0 and data[start : start + 5] == b"JFIF\x00":
             jfif = True
@@ -428,6 +435,8 @@ def _jpeg_header(data: bytes) -> Codestream:
             adobe = data[start + 11]
         elif marker in _JPEG_FRAMES and frame is None:
             frame = marker, start
+        elif marker == 0xDA and start < len(data):
+            scanned = data[start]
     if frame is None:
         raise IndexError
     marker, start = frame
@@ -442,8 +451,10 @@ def _jpeg_header(data: bytes) -> Codestream:
         elif jfif or len({sampling for _, sampling in components}) > 1:
             colour = "YBR_FULL"  # JFIF is always YCbCr, and nobody subsamples RGB
     lossless = marker in (0xC3, 0xC7, 0xCB, 0xCF)
-    progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
     levels = 3 if marker in (0xC0, 0xC1, 0xC2) else 0
+    progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE) or (levels > 0 and scanned < samples)
+    if progressive and data.count(b"\xff\xda") > _MANY_SCANS:  # each of a few bytes costs a pass over the whole picture
+        raise NoPixels(Reason.DECODE_FAILED, f"the codestream has more than {_MANY_SCANS} scans")
     return Codestream(rows, columns, samples, precision, lossless=lossless, progressive=progressive, colour=colour, levels=levels)
 
 
@@ -458,7 +469,10 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
     components = data[start + 42 : start + 42 + 3 * samples]
     # An image area with an offset, subsampled components or components of several kinds: not worth a way of their own.
     plain = not (left or top) and components == bytes((depth, 1, 1)) * samples
-    levels = _jpeg_2000_levels(data, start) if plain else 0
+    segments = _jpeg_2000_segments(data, start)
+    levels = _jpeg_2000_levels(data, segments) if plain else 0
+    wide, high = max(1, min(wide, right)), max(1, min(high, bottom))
+    tiles = -(-(right - min(tile_left, right)) // wide) * -(-(bottom - min(tile_top, bottom)) // high)
     return Codestream(
         bottom - top,
         right - left,
@@ -470,26 +484,60 @@ def _jpeg_2000_header(data: bytes) -> Codestream:
         high_throughput=capable,
         one_tile=not (tile_left or tile_top) and wide >= right and high >= bottom,
         start=start,
+        structure=_BLOCK_BYTES * samples * _jpeg_2000_blocks(data, segments, wide, high) + _TILE_BYTES * tiles,
     )
 
 
-def _jpeg_2000_levels(data: bytes, start: int) -> int:
+def _jpeg_2000_segments(data: bytes, start: int) -> list[tuple[int, int, int]]:
+    """Marker segments before the first data of a JPEG 2000 codestream: (marker, start, stop) of each segment's content."""
+    segments: list[tuple[int, int, int]] = []
+    position = start + 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x93, 0xD9):
+        if len(segments) >= _MANY_SEGMENTS:
+            raise IndexError
+        length = max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
+        segments.append((data[position + 1], position + 4, position + 2 + length))
+        position += 2 + length
+    return segments
+
+
+def _jpeg_2000_levels(data: bytes, segments: list[tuple[int, int, int]]) -> int:
     """Read the number of decomposition levels in the COD marker segment; 0 where components have their own (COC) or there is none to be found.
 
     0 too where the QCD marker segment has fewer steps than that needs: OpenJPH reads beyond its end.
     """
-    levels, steps, position = 0, 0.0, start + 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
-        length = max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
-        if data[position + 1] == 0x53:
+    levels, steps = 0, 0.0
+    for marker, start, stop in segments:
+        if marker == 0x90:
+            break
+        if marker == 0x53:
             return 0
-        if data[position + 1] == 0x52 and position + 9 < len(data):
-            levels = min(data[position + 9], 32)
-        elif data[position + 1] == 0x5C and position + 4 < len(data):
-            style = data[position + 4] & 0x1F  # one byte a step, one step for all, two bytes a step
-            steps = length - 3 if style == 0 else math.inf if style == 1 and length >= 5 else (length - 3) // 2
-        position += 2 + length
+        if marker == 0x52 and start + 5 < len(data):
+            levels = min(data[start + 5], 32)
+        elif marker == 0x5C and start < len(data):
+            style, size = data[start] & 0x1F, stop - start - 1  # one byte a step, one step for all, two bytes a step
+            steps = size if style == 0 else math.inf if style == 1 and size >= 2 else size // 2
     return levels if steps > 3 * levels else 0
+
+
+def _jpeg_2000_blocks(data: bytes, segments: list[tuple[int, int, int]], wide: int, high: int) -> int:
+    """Count the code-blocks of a component of a tile, by that COD or COC marker segment that makes the most (ITU-T T.800 A.6.1, A.6.2, B.7)."""
+    most = 0
+    for marker, start, _ in segments:
+        if marker not in (0x52, 0x53) or start + 10 > len(data):
+            continue
+        style, at = (data[start], start + 5) if marker == 0x52 else (data[start + 1], start + 2)
+        levels, across, down = min(data[at], 32), (data[at + 1] & 15) + 2, (data[at + 2] & 15) + 2
+        precincts = data[at + 5 : at + 6 + levels] if style & 1 else b""
+        blocks = 0
+        for resolution in range(levels + 1):
+            size = precincts[resolution] if resolution < len(precincts) else 0xFF
+            halved = int(resolution > 0)  # three bands, each of half the resolution's size
+            step = levels - resolution + halved
+            columns, rows = min(across, max(0, (size & 15) - halved)), min(down, max(0, (size >> 4) - halved))
+            blocks += (3 if halved else 1) * -(-wide >> step + columns) * -(-high >> step + rows)
+        most = max(most, blocks)
+    return most
 
 
 def _jpeg_xl_header(data: bytes) -> Codestream:
@@ -524,7 +572,7 @@ def _working_bytes(codec: Codec, found: Codestream) -> int:
     """Memory that a decoder takes beside its input and output, from reading how the libraries work."""
     samples = found.rows * found.columns * found.samples
     if codec is Codec.JPEG_2000:
-        return 4 * samples  # OpenJPEG computes in 32-bit integers for the whole image
+        return 4 * samples + found.structure  # OpenJPEG computes in 32-bit integers for the whole image
     if codec is Codec.JPEG_XL:
         return 2 * samples
     if found.progressive:
@@ -648,7 +696,7 @@ def _decode_small(
     scale = 1 << levels
     decoded_bytes = -(-found.rows // scale) * -(-found.columns // scale) * found.samples * (2 if found.precision > 8 else 1)
     working = 3 * decoded_bytes if codec is Codec.JPEG_2000 or not found.progressive else 2 * found.rows * found.columns * found.samples
-    _check_memory(decoded_bytes, decoded_bytes + len(data) + working, max_bytes)
+    _check_memory(decoded_bytes, decoded_bytes + len(data) + working + found.structure, max_bytes)
     for decoder in _SMALL_DECODERS[codec]:
         try:
             array = decoder(data, found, description, levels, tolerance)

@@ -95,7 +95,8 @@ def render(frame: Frame, dataset: ImageHeader, *, size: int | None, window: Wind
     dataset : ImageHeader
         Header of the object.
     size : int
-        Longest side of the result, pixels. Smaller frames stay as they are, but non-square pixels are made square. None: as large as the frame.
+        Longest side of the result, pixels. Smaller frames stay as they are, but non-square pixels are made square. None: as large as the frame,
+        or as what its pixels stretch to up to `_MOST_STRETCHED`.
     window : Window, optional
         Shows grey frames instead of what the header says or the values suggest; see `window_of`.
 
@@ -116,7 +117,7 @@ def render(frame: Frame, dataset: ImageHeader, *, size: int | None, window: Wind
     if frame.scale > 1:  # the last row and column stand for less
         rows, columns = min(rows, frame.description.rows), min(columns, frame.description.columns)
     aspect = pixel_aspect(dataset, frame.index)
-    height, width = shape_on_screen(rows, columns, aspect, size or math.ceil(max(rows, columns) * max(aspect, 1 / aspect)))
+    height, width = shape_on_screen(rows, columns, aspect, size or _largest(rows, columns, aspect))
     block = max(1, rows // (height * frame.scale)), max(1, columns // (width * frame.scale))
     samples = frame.array.shape[2] if frame.array.ndim == 3 else 1
     photometric = frame.description.photometric
@@ -204,6 +205,17 @@ def render_viewport(
     if region is not None:
         shown = _cut(shown, region, shown.shape[1] / columns, shown.shape[0] / rows)
     return shown if viewport is None else _fit(shown, viewport)
+
+
+_MOST_STRETCHED = 64 << 20
+"""Pixels up to which a frame is enlarged to make its pixels square."""
+
+
+def _largest(rows: int, columns: int, aspect: float) -> int:
+    """Longest side of a frame whose pixels were made square by stretching them, within `_MOST_STRETCHED`."""
+    height, width = (rows * aspect, float(columns)) if aspect >= 1 else (float(rows), columns / aspect)
+    excess = height * width / max(rows * columns, _MOST_STRETCHED)
+    return math.ceil(max(height, width) / math.sqrt(max(1.0, excess)))
 
 
 def _cut(shown: Grey, region: Region, across: float, down: float) -> Grey:
@@ -363,8 +375,11 @@ def _to_bytes(values: Floats) -> Grey:
 
 def _render_colour(frame: Frame, block: Block) -> Grey:
     array = frame.array[:, :, :3]
-    values = _shrink(array, block)
     bits = frame.description.bits_stored
+    if array.dtype.kind == "i":  # colours have no sign, whatever the data set says
+        array = array.view(f"u{array.dtype.itemsize}")
+        array = array & array.dtype.type((1 << bits) - 1)
+    values = _shrink(array, block)
     if bits != 8:
         values *= np.float32(255 / ((1 << bits) - 1))
     photometric = frame.description.photometric
@@ -520,7 +535,7 @@ def _render_grey(frame: Frame, dataset: ImageHeader, block: Block, window: Windo
     elif frame.description.bits_allocated == 1 or text(dataset, "SOPClassUID") in _SEGMENTATIONS:
         shade = partial(_segments, frame=frame, dataset=dataset)
     else:
-        shade = _voi(dataset, frame.index, known, partial(_rescaled, values, slope, intercept), signed=signed)
+        shade = _voi(dataset, frame.index, known, partial(_extremes, array, values, slope, intercept), signed=signed)
     if is_narrow and isinstance(shade, Window):
         shade = partial(shade.of_stored, slope=slope, intercept=intercept)
     else:
@@ -619,7 +634,7 @@ def _read_lut(dataset: ImageHeader, keyword: str, *, signed: bool) -> _Lut | Non
     return _Lut(first, table.astype(np.float32)) if table.size else None
 
 
-def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[], Floats], *, signed: bool) -> Callable[[Floats], Grey]:
+def _voi(dataset: ImageHeader, index: int, known: Floats, extremes: Callable[[], tuple[float, float]], *, signed: bool) -> Callable[[Floats], Grey]:
     """Choose how values become grey: the first window, the VOI LUT, or robust percentiles where neither shows anything.
 
     Parameters
@@ -628,8 +643,8 @@ def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[],
     index : int
     known : numpy.ndarray, float32
         Sample of the values that count, padding left out.
-    rescaled : callable
-        Gives all values that will be shown, float32.
+    extremes : callable
+        Gives the least and the greatest value that will be shown.
     signed : bool
         Whether values may be negative.
     """
@@ -641,8 +656,7 @@ def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[],
     ordered = np.partition(known, ranks)
     low, high = float(ordered[ranks[0]]), float(ordered[ranks[1]])
     if low == high:
-        values = rescaled()
-        low, high = float(values.min()), float(values.max())
+        low, high = extremes()
     if low == high:  # nothing to show: what the header says of that value
         return window or _constant
     if window is not None and _is_useful(window, known, high - low):
@@ -652,6 +666,15 @@ def _voi(dataset: ImageHeader, index: int, known: Floats, rescaled: Callable[[],
         least, most = lut.table.min(), lut.table.max()
         return lambda values: _to_bytes((lut(np.rint(values)) - least) * (255 / (most - least)))
     return Window(low, high)
+
+
+def _extremes(array: Array, values: Floats, slope: float, intercept: float) -> tuple[float, float]:
+    """Least and greatest of averaged values once they are rescaled; the same for a frame of one value, whose averages differ by rounding."""
+    finite = array if array.dtype.kind in "ui" else array[np.isfinite(array)]
+    if not finite.size or finite.min() == finite.max():
+        values = values[:1, :1]
+    values = _rescaled(values, slope, intercept)
+    return float(values.min()), float(values.max())
 
 
 def _constant(values: Floats) -> Grey:

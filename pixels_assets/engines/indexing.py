@@ -21,7 +21,7 @@ from pixels_assets.errors import PixelsError, place_of
 from pixels_assets.intake.archives import walk
 from pixels_assets.intake.extraction import Extractor
 from pixels_assets.intake.filetype import ARCHIVE_TYPES, COMPRESSED_TYPES, DICOM_TYPES
-from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, Status, os_path, row_id
+from pixels_assets.intake.objects import MEMBER, Failure, FoundObject, Status, file_address, os_path, row_id
 from pixels_assets.lake.parts import PartWriter, microseconds
 from pixels_assets.lake.schema import ANNOTATIONS, DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES, Table
 from pixels_assets.settings import MIB
@@ -126,7 +126,7 @@ class _Stretch:
         if found.depth:
             self._write(UNZIPPED_ARCHIVES, _member_row(found, metadata))
         if extracted is not None:
-            metadata["local_path"] = str(extracted)
+            metadata["local_path"] = local_path(file_address(extracted))
         self._write(DICOM_METADATA, metadata)
         if THUMBNAILS.name in self.spec.outputs:
             self._write(THUMBNAILS, _thumbnail_row(found, image))

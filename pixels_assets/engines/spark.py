@@ -116,6 +116,7 @@ def starting(master: str) -> Iterator[None]:
     require_java()
     require_master(master)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs the stack of what it raises anyway, as when Ctrl-C ends a call
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:

@@ -104,12 +104,20 @@ def _rows(lake: Path, table: Table, delta: DeltaTable) -> int:
     return sum(file.rows for file in stored_files(lake, table, delta, "path"))
 
 
+def _within(value: Any) -> Any:
+    """Whole numbers as a column holds them: what needs more than 64 bits is no number of a segment or frame."""
+    if isinstance(value, list):
+        return [item for item in map(_within, value) if item is not None]
+    return value if value is None or abs(value) < 2**63 else None
+
+
 class _Rows:
     """Rows of one table, in pieces that fit into memory."""
 
     def __init__(self, lake: Path, table: Table, annotations: DeltaTable, catalog: DeltaTable) -> None:
         self._table = table
         self._annotations = stored_files(lake, ANNOTATIONS, annotations, "path")
+        self._whole = [field.name for field in table.part_arrow if field.type in {pa.int64(), pa.list_(pa.int64())}]
         self._catalog = {column: stored_files(lake, OBJECT_CATALOG, catalog, column) for column in ("path", "SOPInstanceUID", "SeriesInstanceUID")}
         self.missing = 0
 
@@ -146,6 +154,8 @@ class _Rows:
             for name in ("observed_at", "made_at"):
                 if row.get(name):
                     row[name] = dt.datetime.fromisoformat(row[name])
+            for name in self._whole:
+                row[name] = _within(row.get(name))
             yield {name: row.get(name) for name in self._table.column_names}
 
     def _link(self, rows: list[dict[str, Any]]) -> None:

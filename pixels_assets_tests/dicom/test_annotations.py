@@ -73,6 +73,13 @@ def test_segments_are_counted_in_voxels_and_millilitres(images, kind):
 def test_a_segmentation_without_pixels_or_spacings_says_so(images):
     dataset = read(segmentation(images))
     assert {(row["voxel_count"], row["volume_ml"]) for row in read_segments(dataset, None)} == {(None, None)}
+    unplaced = segmentation(images)
+    del unplaced.PerFrameFunctionalGroupsSequence
+    unplaced.SegmentSequence = [unplaced.SegmentSequence[0]]
+    unplaced.SegmentSequence += [Dataset() for _ in range(unplaced.NumberOfFrames)]  # they cannot share the frames evenly
+    for number, segment in enumerate(unplaced.SegmentSequence, start=1):
+        segment.SegmentNumber = number
+    assert {(row["voxel_count"], row["volume_ml"]) for row in read_segments(unplaced, frames(unplaced))} == {(None, None)}
     del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     assert [(row["voxel_count"] > 0, row["volume_ml"]) for row in read_segments(dataset, frames(dataset))] == [(True, None)] * 2
 

@@ -113,3 +113,12 @@ def test_damage_anywhere_gives_a_codestream_or_none_and_never_raises():
             damaged[at] = random.integers(0, 256)
         found = without_low_planes(bytes(damaged), 1, 2)
         assert found is None or found[:2] == b"\xff\x4f"
+
+
+def test_a_length_of_absurdly_many_bits_ends_at_once():
+    data = bytearray(encoded(noisy(128, 128)))
+    start = data.index(b"\xff\x93") + 2
+    data[start:] = b"\xfe" + b"\xff\x7f" * 200_000 + b"\0" + bytes(600_000) + b"\xff\xd9"
+    part = data.index(b"\xff\x90")
+    data[part + 6 : part + 10] = (len(data) - 2 - part).to_bytes(4, "big")
+    assert without_low_planes(bytes(data), 1, 50) is None

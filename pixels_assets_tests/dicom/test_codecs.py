@@ -1,11 +1,14 @@
 """Decoding one frame, for every supported compression, damaged data included."""
 
+import io
+import struct
 import sys
 import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 
 from pixels_assets.dicom.codecs import CODECS, Codec, NoPixels, PixelDescription, Reason, decode, decode_reduced, looks_like_rle, sniff
 
@@ -279,6 +282,50 @@ def test_a_codestream_and_a_data_set_that_agree_on_a_huge_size_are_refused_befor
 def test_the_working_memory_of_jpeg_2000_counts():
     data = imagecodecs.jpeg2k_encode(ramp())
     assert reason(Codec.JPEG_2000, data, grey(), max_bytes=40 * 56 * 2) is Reason.FRAME_TOO_LARGE
+
+
+def with_small_precincts(size):
+    """A codestream of a few hundred bytes whose highest resolution is in precincts of 2 by 2."""
+    data = bytearray(imagecodecs.jpeg2k_encode(np.zeros((64, 64), np.uint8), level=0, codecformat="j2k", resolutions=2))
+    struct.pack_into(">LL", data, data.index(b"\xff\x51") + 6, size, size)
+    struct.pack_into(">LL", data, data.index(b"\xff\x51") + 22, size, size)
+    style = data.index(b"\xff\x52")
+    levels = data[style + 9]
+    data[style + 2 : style + 5] = struct.pack(">HB", 13 + levels, 1)
+    return bytes(data[: style + 14]) + b"\xff" * levels + b"\x11" + bytes(data[style + 14 :])
+
+
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_the_memory_of_very_small_code_blocks_counts(reduction):
+    with pytest.raises(NoPixels) as caught:
+        decode_reduced(Codec.JPEG_2000, with_small_precincts(4096), grey(8, rows=4096, columns=4096), max_bytes=LIMIT, reduction=reduction)
+    assert caught.value.code is Reason.FRAME_TOO_LARGE
+    decode_reduced(Codec.JPEG_2000, with_small_precincts(64), grey(8, rows=64, columns=64), max_bytes=LIMIT, reduction=reduction)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    assert decode(Codec.JPEG, data, colour(), max_bytes=LIMIT)[0].shape == picture().shape
+    with pytest.raises(NoPixels, match="scans"):
+        decode(Codec.JPEG, data[:-2] + data[last:-2] * 300 + data[-2:], colour(), max_bytes=LIMIT)
+
+
+@pytest.mark.parametrize("filling", [b"\xff\xe1\x00\x02", b"\xff"])
+def test_a_jpeg_header_of_very_many_segments_is_not_read_to_its_end(filling):
+    data = bytes(imagecodecs.jpeg8_encode(picture()))
+    assert decode(Codec.JPEG, data[:2] + filling * 1000 + data[2:], colour(), max_bytes=LIMIT)[0].shape == picture().shape
+    with pytest.raises(NoPixels, match="no readable header"):
+        decode(Codec.JPEG, data[:2] + filling * 80_000 + data[2:], colour(), max_bytes=LIMIT)
+
+
+def test_a_jpeg_2000_header_of_very_many_segments_is_not_read_to_its_end():
+    data = bytes(imagecodecs.jpeg2k_encode(ramp(), level=0, codecformat="j2k"))
+    style = data.index(b"\xff\x52")
+    with pytest.raises(NoPixels, match="no readable header"):
+        decode(Codec.JPEG_2000, data[:style] + b"\xff\x64\x00\x04\x00\x01" * 80_000 + data[style:], grey(), max_bytes=LIMIT)
 
 
 def test_rle_that_cannot_hold_the_frame_is_refused_before_memory_is_taken():

@@ -115,6 +115,17 @@ def test_a_constant_image_is_what_its_window_says_or_mid_grey(dtype, attributes,
     assert set(shown(np.full((20, 30), 7, dtype), **attributes).ravel().tolist()) == {grey}
 
 
+@pytest.mark.parametrize("value", [7, 100, 1000])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_averages_of_one_value_show_no_rounding(dtype, value):
+    for shape in ((1001, 777), (513, 1999)):
+        array = np.full(shape, value / 10 if dtype is np.float32 else value, dtype)
+        for attributes in ({}, {"RescaleSlope": 1, "RescaleIntercept": -value}):
+            assert set(shown(array, **attributes).ravel().tolist()) == {128}
+    array[:40] = array[0, 0] if dtype is np.uint16 else np.nan
+    assert set(shown(array).ravel().tolist()) == {128}
+
+
 def test_an_empty_slice_is_black_like_the_air_of_its_neighbours():
     attributes = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400}
     assert shown(np.zeros((20, 30), np.uint16), **attributes).max() == 0
@@ -284,6 +295,12 @@ def test_rgb_is_shown_as_it_is_and_deeper_colours_are_scaled():
     assert np.abs(shown(array.astype(np.uint16) * 16, photometric="RGB", stored=12).astype(int) - array).max() <= 1
 
 
+def test_colours_that_are_said_to_be_signed_are_not():
+    array = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    assert np.array_equal(shown(array.view(np.int8), photometric="RGB"), array)
+    assert np.array_equal(shown((array.astype(np.uint16) << 8).view(np.int16) >> 8, photometric="RGB", stored=8), array)
+
+
 @pytest.mark.parametrize(
     ("photometric", "stored", "expected"),
     [
@@ -403,6 +420,15 @@ def test_a_picture_fits_into_its_viewport_and_keeps_its_aspect_ratio(viewport, e
 def test_a_viewport_of_nothing_is_refused():
     with pytest.raises(ValueError, match="empty"):
         render_viewport(frame_of(ramp()), header(), viewport=(0, 5))
+
+
+@pytest.mark.parametrize("spacing", [[50, 1], [1, 50]])
+def test_very_long_pixels_do_not_make_a_picture_without_bound(spacing):
+    whole = render_viewport(frame_of(np.zeros((40, 30), np.uint8)), header(PixelSpacing=spacing))
+    assert whole.shape == ((2000, 30) if spacing[0] == 50 else (40, 1500))
+    large = render_viewport(frame_of(np.broadcast_to(np.uint8(7), (9000, 9000))), header(PixelSpacing=spacing))
+    assert large.size == pytest.approx(9000 * 9000, rel=0.01)
+    assert max(large.shape) / min(large.shape) == pytest.approx(50, rel=0.01)
 
 
 def test_a_region_is_cut_turned_and_scaled():

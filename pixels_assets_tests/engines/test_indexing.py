@@ -19,7 +19,7 @@ from pixels_assets.engines.indexing import index_shard
 from pixels_assets.engines.local import LocalEngine
 from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, Tally, discard_attempt, plan_shards
 from pixels_assets.errors import LakeError
-from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id
+from pixels_assets.intake.objects import Failure, SourceFile, Status, file_address, row_id, unescape_name
 from pixels_assets.lake.schema import DICOM_METADATA, THUMBNAILS, UNZIPPED_ARCHIVES
 from pixels_assets.settings import MIB, Limits, Settings
 
@@ -274,6 +274,16 @@ def test_only_the_tables_that_were_asked_for_are_written(tmp_path):
     tables, supervisor = index(files, spec_of(tmp_path, outputs=[DICOM_METADATA]))
     assert {name for name, rows in tables.items() if rows} == {"dicom_metadata"}
     assert not supervisor.segments[0].tally.thumbnails
+
+
+def test_a_member_whose_name_is_no_text_is_extracted_to_where_its_row_says(tmp_path):
+    data = zip_of({"caf~": CT}).replace(b"caf~", b"caf\xe9")
+    flagged = data.replace(b"PK\3\4\x14\0\0\0", b"PK\3\4\x14\0\0\x08").replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\0\x08")
+    (file,) = written(tmp_path / "in", a=flagged)
+    tables, _ = index([file], spec_of(tmp_path, extract_to=tmp_path / "out"))
+    row = tables[DICOM_METADATA.name][f"{file.path}!/caf\\xe9"]
+    assert row["local_path"].endswith("/caf\\xe9")
+    assert Path(os.fsdecode(unescape_name(row["local_path"]))).read_bytes() == CT
 
 
 def test_an_exception_that_bytes_cause_costs_their_object_only_however_many_there_are(tmp_path):

@@ -94,6 +94,16 @@ def test_what_viewers_write_and_highdicom_refuses_is_read_and_says_so(house, ima
     assert all(row["highdicom_reason"] for row in segments)
 
 
+def test_a_number_beyond_64_bits_costs_its_row_that_number(house, images):
+    made, beside = structures(images), segmentation(images)
+    made.StructureSetROISequence[0].ROINumber = "9" * 12
+    (path, _) = save(house.source, made, beside)
+    path.write_bytes(path.read_bytes().replace(b"9" * 12, b"1E+30".ljust(12)))
+    link(house)
+    assert [(row["number"], row["label"]) for row in rows(house, "segmentations") if row["kind"] == "rtstruct"] == [(None, "square")]
+    assert any(row["kind"] == "bitmap" for row in rows(house, "segmentations"))
+
+
 def test_a_lake_without_annotations_is_never_behind(house, images):
     save(house.source, *images[:1])
     assert link(house).tables == {}

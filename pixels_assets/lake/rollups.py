@@ -37,6 +37,7 @@ from pixels_assets.lake.findings import FROM_OBJECTS, FROM_SERIES, disagreements
 from pixels_assets.lake.keyed import Replaced, StoredFile, all_rows, find_rows, holding, replace_rows, stored_files
 from pixels_assets.lake.levels import LEVELS, agreed, columns_of, versions_of
 from pixels_assets.lake.pieces import Pieces
+from pixels_assets.lake.query import damage_told
 from pixels_assets.lake.schema import (
     DICOM_METADATA,
     FINDINGS,
@@ -148,12 +149,14 @@ def update_rollups(lake: Path, *, run_id: str, rebuild: bool = False) -> Updated
         since = min(known) if len(known) == len(reflected) and not rebuild else None
         if since == catalog.version():
             return Updated(since, since, seconds=time.monotonic() - started)
-        change = None if since is None else _change(lake, catalog, set(known))
+        with damage_told(lake):
+            change = None if since is None else _change(lake, catalog, set(known))
         if change is None:
             since = None
         update = _Update(lake, catalog, change, run_id)
         try:
-            tables = update.run()
+            with damage_told(lake):
+                tables = update.run()
         finally:
             shutil.rmtree(lake / _ASIDE, ignore_errors=True)
         return Updated(catalog.version(), since, tables, update.changed, time.monotonic() - started)

@@ -12,13 +12,12 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import DeltaTable
 
 from pixels_assets.errors import LakeError, UsageError
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake import headers
 from pixels_assets.lake.changes import manifests
-from pixels_assets.lake.commit import committed, live_parts, open_table, part_files
+from pixels_assets.lake.commit import committed, is_table, live_parts, open_table, part_files
 from pixels_assets.lake.keyed import scan_paths
 from pixels_assets.lake.parts import lake_error
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
@@ -61,7 +60,7 @@ class LakeStatus:
 
 def exists(lake: Path) -> bool:
     """Whether there is a lake in this folder."""
-    return DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name))
+    return is_table(lake, OBJECT_CATALOG.name)
 
 
 def table_names(lake: Path) -> list[str]:
@@ -109,7 +108,7 @@ def dataset(lake: Path, table: str) -> ds.Dataset:
     _require(lake, table)
     if table == headers.NAME:
         return headers.headers_dataset(lake)
-    if not DeltaTable.is_deltatable(str(lake / table)):
+    if not is_table(lake, table):
         return ds.dataset(TABLES[table].arrow.empty_table())  # of a lake that is older than the table
     return open_table(lake, table).to_pyarrow_dataset()
 
@@ -154,7 +153,7 @@ def damage_told(lake: Path) -> Iterator[None]:
         yield
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
         for table in TABLES.values():
-            if not DeltaTable.is_deltatable(str(lake / table.name)):
+            if not is_table(lake, table.name):
                 continue
             for part in live_parts(lake, table):
                 path = lake / table.name / part.path
@@ -195,7 +194,7 @@ def _status(lake: Path) -> LakeStatus:
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )
     nested = headers.load(lake)
-    present = [name for name in TABLES if DeltaTable.is_deltatable(str(lake / name))]  # a lake may be older than a table
+    present = [name for name in TABLES if is_table(lake, name)]  # a lake may be older than a table
     return LakeStatus(
         versions={name: open_table(lake, name).version() for name in present},
         rows={name: scan(lake, name).select(pl.len()).collect().item() for name in present}

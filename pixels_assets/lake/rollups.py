@@ -32,7 +32,7 @@ from deltalake.exceptions import DeltaError
 
 from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import Status
-from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, open_table, table_lock
+from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, is_table, open_table, table_lock
 from pixels_assets.lake.findings import FROM_OBJECTS, FROM_SERIES, disagreements, object_findings, series_findings, subjects
 from pixels_assets.lake.keyed import Replaced, StoredFile, all_rows, find_rows, holding, replace_rows, stored_files
 from pixels_assets.lake.levels import LEVELS, agreed, columns_of, versions_of
@@ -171,7 +171,7 @@ def _reflected(lake: Path, catalog: DeltaTable) -> dict[str, int | None]:
     """Version of the catalog that each rollup reflects; None: none of this catalog."""
     mark, versions = _mark(catalog), dict[str, int | None]()
     for name in ROLLUPS:
-        version = open_table(lake, name).transaction_version(mark) if DeltaTable.is_deltatable(str(lake / name)) else None
+        version = open_table(lake, name).transaction_version(mark) if is_table(lake, name) else None
         versions[name] = version if version is not None and version <= catalog.version() else None
     return versions
 

@@ -24,6 +24,7 @@ from pixels_assets.settings import ENGINES, Settings, home
 
 _INTERRUPTED = 130
 _FORMATS = ("csv", "json", "parquet")
+_SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, bad files included. 1: the environment failed. 2: wrong arguments. 130: interrupted.
     """
+    _open_standard_streams()
     try:
         with _terminating_in_order():
             code = _run(_options(arguments))
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno in _SHORT_OF:
+            print(f"pixels: the system refused: {error.strerror}; raise its limits or end other programs, then run again", file=sys.stderr)
+            return 1
         if error.errno != errno.ENOSPC or error.filename:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PixelsError as error:
         print(f"pixels: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _open_standard_streams() -> None:
+    """Give the null device to a process that was started with closed streams: files that it opens would take their places."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - for as long as the process lives
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -371,6 +373,7 @@ def _execute(
     only: Sequence[dg.AssetKey] = (),
 ) -> dg.ExecuteInProcessResult:
     """Run a job in this process; an interrupted step is a KeyboardInterrupt."""
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         result = job.execute_in_process(
             partition_key=batch,
@@ -382,6 +385,10 @@ def _execute(
         )
     except dg.DagsterExecutionInterruptedError as interrupt:
         raise KeyboardInterrupt from interrupt
+    finally:
+        # Dagster would let it do what Ctrl-C does for as long as the process lives, which may not be ours.
+        if terminated is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)
     if any(_interrupted(event) for event in result.all_events):
         raise KeyboardInterrupt
     return result

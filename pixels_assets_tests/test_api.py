@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -51,7 +52,9 @@ def put(folder, *names):
 def test_the_seven_lines(catalog, source) -> None:
     put(source, "CT_small.dcm", "MR_small.dcm")
     (source / "text").write_bytes(b"hello")
+    terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ran = catalog.ingest(source)
+    assert signal.signal(signal.SIGTERM, terminated) is signal.SIG_DFL  # as the process had it
     assert (len(ran.batches), ran.failed, ran.files, ran.objects) == (1, {}, 3, 3)
     assert isinstance(catalog.load(), pl.LazyFrame)
     assert catalog.load().select(pl.len()).collect().item() == 3

@@ -186,6 +186,11 @@ def test_who_asks_for_the_end_again_and_again_gets_the_same_line_and_no_stack_tr
     assert (done.returncode, len(done.stderr.splitlines())) == (130, 1)
 
 
+def test_a_process_without_standard_streams_does_its_work(undisturbed):
+    script = f"{sys.executable} -m pixels_assets.cli sql --lake {undisturbed / 'lake'} --format csv 'select 1' <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", script], env=environment(undisturbed), cwd=ROOT, check=False).returncode == 0
+
+
 def test_a_killed_run_is_no_longer_called_started_once_the_next_has_begun(folder, tmp_path):
     with start(["ingest", folder, "--lake", tmp_path / "lake"], tmp_path) as process:
         wait_until(process, "(1 of 3)")

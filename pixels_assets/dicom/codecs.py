@@ -325,15 +325,37 @@ def arrange(samples: Array, description: PixelDescription, *, planar: bool) -> A
     return samples.reshape(rows, columns, description.samples)
 
 
+def is_422(description: PixelDescription) -> bool:
+    """Whether two pixels may share their colours where they are not compressed."""
+    return description.samples == 3 and description.columns % 2 == 0 and description.photometric.endswith("_422")
+
+
+def expand_422(samples: Array, description: PixelDescription) -> Array:
+    """Give each pixel its own colours: Y1 Y2 Cb Cr stands for two pixels (DICOM PS3.3 C.7.6.3.1.2)."""
+    pairs = samples.reshape(description.rows, description.columns // 2, 4)
+    expanded = np.empty((description.rows, description.columns, 3), samples.dtype)
+    expanded[:, 0::2, 0], expanded[:, 1::2, 0] = pairs[:, :, 0], pairs[:, :, 1]
+    for channel in (1, 2):
+        expanded[:, 0::2, channel] = expanded[:, 1::2, channel] = pairs[:, :, channel + 1]
+    return expanded
+
+
+def spread(description: PixelDescription) -> PixelDescription:
+    """Describe a frame of which each pixel has its own colours."""
+    return replace(description, photometric="YBR_FULL") if description.photometric == "YBR_FULL_422" else description
+
+
 def _from_bytes(data: bytes | bytearray, description: PixelDescription, *, planar: bool) -> tuple[Array, PixelDescription]:
-    if len(data) < description.packed_bytes:
+    count, needed = description.rows * description.columns * description.samples, description.packed_bytes
+    subsampled = is_422(description) and len(data) < needed
+    if subsampled:
+        count, needed = count // 3 * 2, needed // 3 * 2
+    if len(data) < needed:
         raise NoPixels(Reason.PIXEL_DATA_TRUNCATED, "the frame holds fewer bytes than its description needs")
-    if description.bits_allocated == 1:
-        samples = unpack(data, description)
-    else:
-        count = description.rows * description.columns * description.samples
-        samples = np.frombuffer(data, description.dtype.newbyteorder("<"), count=count)
-    return arrange(samples, description, planar=planar), description
+    dtype = description.dtype.newbyteorder("<")
+    samples = unpack(data, description) if description.bits_allocated == 1 else np.frombuffer(data, dtype, count=count)
+    array = expand_422(samples, description) if subsampled else arrange(samples, description, planar=planar)
+    return array, spread(description)
 
 
 def _decode_uncompressed(data: bytes, description: PixelDescription) -> bytes:

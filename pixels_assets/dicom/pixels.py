@@ -23,9 +23,12 @@ from pixels_assets.dicom.codecs import (
     Reason,
     arrange,
     decode_reduced,
+    expand_422,
+    is_422,
     looks_like_rle,
     sign_extend,
     sniff,
+    spread,
     starts_frame,
     unpack,
 )
@@ -357,9 +360,8 @@ def _read_native(task: _Task) -> Frame:
         samples = np.frombuffer(data, description.dtype.newbyteorder("<"))
         if _is_big_endian(source, element):
             samples = samples.byteswap()
-    if subsampled:
-        return Frame(_expand_422(samples, description), chosen, frames, description)
-    return Frame(arrange(samples, description, planar=description.planar), chosen, frames, description)
+    array = expand_422(samples, description) if subsampled else arrange(samples, description, planar=description.planar)
+    return Frame(array, chosen, frames, spread(description))
 
 
 def _native_bytes(source: PixelSource, element: _Element, description: PixelDescription, first_bit: int, bits: int) -> tuple[memoryview, int]:
@@ -381,19 +383,7 @@ def _frame_bits(description: PixelDescription, *, subsampled: bool) -> int:
 
 def _is_subsampled(description: PixelDescription, present: int, frames: int) -> bool:
     """Whether native YCbCr shares its colours between two pixels; only then does less than a full frame each suffice."""
-    if description.samples != 3 or description.columns % 2 or not description.photometric.endswith("_422"):
-        return False
-    return present * 8 < frames * _frame_bits(description, subsampled=False)
-
-
-def _expand_422(samples: Array, description: PixelDescription) -> Array:
-    """Give each pixel its own colours: Y1 Y2 Cb Cr stands for two pixels (DICOM PS3.3 C.7.6.3.1.2)."""
-    pairs = samples.reshape(description.rows, description.columns // 2, 4)
-    expanded = np.empty((description.rows, description.columns, 3), samples.dtype)
-    expanded[:, 0::2, 0], expanded[:, 1::2, 0] = pairs[:, :, 0], pairs[:, :, 1]
-    for channel in (1, 2):
-        expanded[:, 0::2, channel] = expanded[:, 1::2, channel] = pairs[:, :, channel + 1]
-    return expanded
+    return is_422(description) and present * 8 < frames * _frame_bits(description, subsampled=False)
 
 
 def _read_swapped_words(source: PixelSource, element: _Element, start: int, stop: int) -> bytearray:

@@ -32,6 +32,7 @@ def watched(config: uvicorn.Config, seconds: float) -> None:
 
         _clock: asyncio.TimerHandle | None = None
         _head = 0
+        _in_body = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
@@ -40,13 +41,27 @@ def watched(config: uvicorn.Config, seconds: float) -> None:
         def data_received(self, data: bytes) -> None:
             if self._clock is None and not self._is_answering():
                 self._clock = self.loop.call_later(seconds, self._late)
+            was_in_body = self._in_body
             super().data_received(data)
             self._head += len(data)
             if self._is_answering():
                 self._stop()
                 self._head = 0
+            elif was_in_body:
+                # The rest of a body whose request was answered before all of it came is no head, and has so long as one.
+                self._head = 0
+                if not self._in_body:
+                    self._stop()
             elif self._head > _MOST_HEAD:
                 self._refuse(b"431 Request Header Fields Too Large")
+
+        def on_headers_complete(self) -> None:
+            self._in_body = True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_body = False
+            super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
@@ -68,7 +83,8 @@ def watched(config: uvicorn.Config, seconds: float) -> None:
         def _refuse(self, status: bytes) -> None:
             self._stop()
             if not self.transport.is_closing():
-                self.transport.write(_ANSWER % status)
+                if not self._in_body:  # its request has its answer
+                    self.transport.write(_ANSWER % status)
                 self.transport.close()
 
     config.http_protocol_class = Watched

@@ -6,13 +6,13 @@ Whether the lake has moved on is seen by one look for the next file of a table's
 """
 
 import logging
+import os
 import shutil
 import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -198,7 +198,7 @@ class Index:
 
     def _has_moved_on(self) -> bool:
         for name, version in self._snapshot.versions.items():
-            if (self._lake / name / "_delta_log" / f"{version + 1:020}.json").exists():
+            if _stat(self._log_file(name, version + 1)) is not None:
                 return True
             mark = self._mark(name, version)  # of a lake that was made anew, versions begin again
             if mark is not None and mark != self._snapshot.marks[name]:
@@ -207,11 +207,11 @@ class Index:
 
     def _mark(self, name: str, version: int) -> Mark | None:
         """Tell the file of a version from any other, or the first one's where that is not there; None where both are not."""
-        for number in (version, 0):
-            with suppress(OSError):
-                found = (self._lake / name / "_delta_log" / f"{number:020}.json").stat()
-                return found.st_ino, found.st_mtime_ns
-        return None
+        found = _stat(self._log_file(name, version)) or _stat(self._log_file(name, 0))
+        return (found.st_ino, found.st_mtime_ns) if found is not None else None
+
+    def _log_file(self, name: str, version: int) -> str:
+        return f"{self._lake}/{name}/_delta_log/{version:020}.json"  # looked at with every request: a path's object costs more than the look
 
     def refresh(self) -> Snapshot:
         """Load the lake's present state, once however many threads ask."""
@@ -342,6 +342,13 @@ class Index:
             rows = dataset.to_table(columns=["path", column], filter=condition, use_threads=False)
             found.update(zip(rows["path"].to_pylist(), rows[column].to_pylist(), strict=True))
         return found
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116 - see above
+    except OSError:
+        return None
 
 
 def _plain(value: Any) -> object:

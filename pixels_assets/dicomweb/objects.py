@@ -211,6 +211,15 @@ class Objects:
         finally:
             file.close()
 
+    def is_there(self, instance: Instance, roots: tuple[str, ...]) -> bool:
+        """Whether the file that an object lies in is the one that was catalogued; a member of an archive is not expanded to find out."""
+        try:
+            file, _ = self._open_file(instance, roots)
+        except Gone:
+            return False
+        file.close()
+        return True
+
     def _open_file(self, instance: Instance, roots: tuple[str, ...]) -> tuple[_FileSource, tuple[str, int, int]]:
         path = os_path(instance.original_path)
         if not _is_below(path, roots):

@@ -117,7 +117,7 @@ class Storage:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.folder = service.web.exports
+        self.folder = service.web.exports.resolve()  # as the ingest writes it into addresses
         self._incoming = self.folder.parent / f"{self.folder.name}.incoming"
         self._removed = self.folder.parent / f"{self.folder.name}.removed"
         self._turn = asyncio.Lock()

@@ -177,14 +177,7 @@ def _transcoded(service: Service, source: Source) -> bytes:
 
 
 def _present(service: Service, snapshot: Snapshot, instances: Sequence[Instance]) -> list[Instance]:
-    present = []
-    for item in instances:
-        try:
-            with service.objects.open(item, snapshot.roots):
-                present.append(item)
-        except Gone:
-            continue
-    return present
+    return [item for item in instances if service.objects.is_there(item, snapshot.roots)]
 
 
 async def _send_objects(service: Service, snapshot: Snapshot, instances: list[Instance], plan: _Plan) -> Response:

@@ -146,19 +146,19 @@ def commit_quarantine(
 
 
 def rebuild_batch(lake: Path, batch: str, settings: Settings, *, attempt: str, run_id: str) -> "Rebuilt":
-    """Make `dicom_metadata` and `object_catalog` of one batch again, from the headers that the lake keeps.
+    """Make `dicom_metadata` and `object_catalog` of one batch again, from the headers that the lake keeps; also when `object_catalog` is lost.
 
     Raises
     ------
     BatchError
-        The batch has not landed in both.
+        The batch has not landed in `dicom_metadata`.
     PixelsError
         The environment failed; each table is as it was or complete.
     """
     from pixels_assets.engines.rebuild import rebuild_parts  # it loads what reads headers, which nothing else here needs
 
     with table_lock(lake, f"run-{batch}"):
-        _require_landed(lake, batch, (DICOM_METADATA, OBJECT_CATALOG))
+        _require_landed(lake, batch, (DICOM_METADATA,))
         files = part_files(lake, DICOM_METADATA, [batch])
         done = rebuild_parts(lake, batch, files, attempt, workers=settings.worker_count, limits=settings.limits)
         commit(lake, DICOM_METADATA, batch, done.parts, run_id=run_id)

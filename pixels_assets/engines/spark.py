@@ -118,7 +118,7 @@ def starting(master: str) -> Iterator[None]:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs the stack of what it raises anyway, as when Ctrl-C ends a call
     is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
+    before, children = signal.getsignal(signal.SIGINT), _children()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message="PySpark does not yet fully support pandas")
@@ -126,9 +126,23 @@ def starting(master: str) -> Iterator[None]:
     except Exception as error:  # Spark and the bridge to its Java side have no base of their own
         msg = f"Spark does not start with {master}: {_reason(error)}; is that master running, and of the version of the pyspark installed here?"
         raise WorkerError(msg) from error
+    except BaseException:
+        if SparkContext._gateway is None:  # Java was about to start, and would wait for ever for whom it was started for
+            for child in _children() - children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        raise
     finally:
         if is_main:  # Spark takes Ctrl-C for itself, and would leave Dagster without it
             signal.signal(signal.SIGINT, before)
+
+
+def _children() -> set[int]:
+    """Give the processes that this thread has started; none where the system does not say."""
+    try:
+        return set(map(int, Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()))
+    except OSError:
+        return set()
 
 
 def require_java() -> None:

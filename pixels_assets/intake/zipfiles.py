@@ -65,6 +65,7 @@ _RECOVERY_PASSES = 4  # a search for members may go over the archive's length so
 ENCRYPTED = Failure(Status.ENCRYPTED, "encrypted", "The object is encrypted.")
 UNSUPPORTED = Failure(Status.CORRUPT, "unsupported_compression", "The object is compressed by a method that is not supported.")
 HEADER_MISMATCH = Failure(Status.CORRUPT, "header_mismatch", "The archive's directory and the header at the object's place disagree.")
+OTHER_VOLUME = Failure(Status.CORRUPT, "other_volume", "The object begins in another volume of the archive.")
 OVERLAPPING = Failure(Status.CORRUPT, "overlapping_entries", "The object shares bytes of its archive with others, as in a ZIP bomb.")
 TRUNCATED_ARCHIVE = Failure(Status.CORRUPT, "archive_truncated", "The archive ends before its directory; members were found by their headers.")
 BAD_DIRECTORY = Failure(Status.CORRUPT, "bad_central_directory", "The archive's directory is damaged; members were found by their headers.")
@@ -78,6 +79,7 @@ class _Directory(NamedTuple):
     shift: int
     entries: int
     most: int  # the largest number that `entries` can state; writers of the old format let it run over
+    volume: int = 0  # of a split archive, from 0 on; the last one holds the directory
 
 
 class _Entry(NamedTuple):
@@ -94,6 +96,7 @@ class _Entry(NamedTuple):
     system: int
     attributes: int
     final_name: bytes
+    volume: int = 0
 
 
 class _DirectoryError(Exception):
@@ -158,7 +161,8 @@ class ZipArchive:
                 continue
             barrier = following.position if following and following.position > entry.position else directory.start
             shared = self._shared and self._shares_bytes(entry)
-            yield _member(entry, partial(self._read_listed, entry, barrier), OVERLAPPING if shared else None)
+            failure = OTHER_VOLUME if self._is_elsewhere(directory, entry.volume, entry.position, entry.name) else OVERLAPPING if shared else None
+            yield _member(entry, partial(self._read_listed, entry, barrier), failure)
 
     # --- the directory
 
@@ -181,7 +185,7 @@ class ZipArchive:
         return empty, ends_well or empty is not None
 
     def _directory_of(self, tail: bytes, at: int, tail_start: int) -> _Directory | None:
-        _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
+        _, volume, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
         end, most = tail_start + at, _MAX_16
         locator_at = at - _LOCATOR64.size
         if locator_at >= 0 and tail.startswith(_LOCATOR64_SIGNATURE, locator_at):
@@ -200,7 +204,7 @@ class ZipArchive:
                 # A file that starts with a member has nothing before its members: this directory belongs to an archive inside.
                 if shift > 0 and self._is_local_header(0):
                     return None
-                return _Directory(start, length, shift, count, most)
+                return _Directory(start, length, shift, count, most, 0 if volume == _MAX_16 else volume)
         return None
 
     def _survey(self, directory: _Directory) -> None:
@@ -211,9 +215,13 @@ class ZipArchive:
         starts, ends = array("Q"), array("Q")
         reach, in_order = 0, True
         first = last = None
+        others = 0
         for fields, name, extra in self._records(directory):
             compressed, _, offset = _sizes(fields[9], fields[10], fields[17], extra)
             position = offset + directory.shift
+            if self._is_elsewhere(directory, fields[14], position, name):
+                others += 1
+                continue
             first, last = position if first is None else first, position
             start = min(max(position, 0), self._length)
             end = min(start + _LOCAL.size + len(name) + compressed, self._length)
@@ -224,7 +232,7 @@ class ZipArchive:
             if len(starts) > self._budget.limits.max_members:
                 break  # and no further will the walk come
         else:
-            if directory.entries != len(starts) & directory.most:
+            if directory.entries != (len(starts) + others) & directory.most:
                 self.warnings.append("directory_count_mismatch")
         # A directory whose own place is wrong proves nothing about the members' places.
         if directory.shift and not any(self._is_local_header(position) for position in (first, last)):
@@ -251,6 +259,12 @@ class ZipArchive:
         number = bisect_left(self._shared_starts, entry.position)
         starts = self._shared_starts
         return number < len(starts) and starts[number] == entry.position and bool(self._shared[number])
+
+    def _is_elsewhere(self, directory: _Directory, volume: int, position: int, name: bytes) -> bool:
+        """Whether a member begins in another volume: its number says so, and at its place here is nothing of that name."""
+        if not directory.volume or volume in (directory.volume, _MAX_16):
+            return False
+        return not self._is_local_header(position) or self._at(position + _LOCAL.size, len(name)) != name
 
     def _is_local_header(self, position: int | None) -> bool:
         return position is not None and 0 <= position < self._length and self._at(position, 4) == _LOCAL_SIGNATURE
@@ -285,7 +299,7 @@ class ZipArchive:
 
     def _entries(self, directory: _Directory) -> Iterator[_Entry]:
         for fields, name, extra in self._records(directory):
-            _, _, system, _, flags, method, time, date, crc, compressed, length, _, _, _, _, _, attributes, offset = fields
+            _, _, system, _, flags, method, time, date, crc, compressed, length, _, _, _, volume, _, attributes, offset = fields
             compressed, length, offset = _sizes(compressed, length, offset, extra)
             yield _Entry(
                 name=name,
@@ -299,6 +313,7 @@ class ZipArchive:
                 system=system,
                 attributes=attributes,
                 final_name=_final_name(name, flags, extra),
+                volume=volume,
             )
 
     # --- members

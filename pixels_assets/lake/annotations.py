@@ -16,7 +16,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pixels_assets.intake.objects import Status
-from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, open_table, table_lock
+from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, is_table, open_table, table_lock
 from pixels_assets.lake.keyed import Replaced, all_rows, replace_rows, scan_files, stored_files
 from pixels_assets.lake.schema import ANNOTATIONS, LINKED, OBJECT_CATALOG, PARTITION, Table
 
@@ -53,8 +53,8 @@ def links_are_behind(lake: Path) -> bool:
     LakeError
         The lake cannot be read.
     """
-    if not all(DeltaTable.is_deltatable(str(lake / name)) for name in (ANNOTATIONS.name, *LINKED)):
-        return DeltaTable.is_deltatable(str(lake / ANNOTATIONS.name))
+    if not all(is_table(lake, name) for name in (ANNOTATIONS.name, *LINKED)):
+        return is_table(lake, ANNOTATIONS.name)
     sources, tables = _sources(lake), [open_table(lake, name) for name in LINKED]
     if not any(_rows(lake, table, delta) for table, delta in [(ANNOTATIONS, sources[0]), *zip(LINKED.values(), tables, strict=True)]):
         return False

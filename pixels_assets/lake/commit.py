@@ -177,7 +177,7 @@ def create_tables(lake: Path, tables: Iterable[Table] = TABLES.values()) -> None
         if _is_known(lake, table):
             continue
         # A process that was stopped while it created a table leaves a log without entries.
-        if DeltaTable.is_deltatable(str(lake / table.name)) and not _additions(open_table(lake, table.name), table):
+        if is_table(lake, table.name) and not _additions(open_table(lake, table.name), table):
             _remember(lake, table)
             continue
         with table_lock(lake, table.name, LOCK_SECONDS), _delta_errors(f"create the table {table.name}", lake / table.name):
@@ -210,6 +210,22 @@ def _is_known(lake: Path, table: Table) -> bool:
 
 def _remember(lake: Path, table: Table) -> None:
     _known[lake, table.name] = table, (lake / table.name / "_delta_log").stat().st_ino
+
+
+def is_table(lake: Path, table: str) -> bool:
+    """Whether a lake has this table.
+
+    Raises
+    ------
+    LakeError
+        The system refuses to say.
+    """
+    with _delta_errors(f"look for the table {table}", lake / table):
+        try:
+            (lake / table / "_delta_log").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return DeltaTable.is_deltatable(str(lake / table))
 
 
 def open_table(lake: Path, table: str) -> DeltaTable:

@@ -28,11 +28,10 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pixels_assets.errors import CommitConflictError, UsageError
-from pixels_assets.lake.commit import LOCK_SECONDS, LivePart, live_parts, open_table, swap, table_lock
+from pixels_assets.lake.commit import LOCK_SECONDS, LivePart, is_table, live_parts, open_table, swap, table_lock
 from pixels_assets.lake.parts import GROUP_ROWS, Part, PartFile, lake_error, lake_errors
 from pixels_assets.lake.schema import OBJECT_CATALOG, TABLES, Table
 from pixels_assets.settings import MIB
@@ -106,10 +105,10 @@ def maintain(lake: Path, *, dry_run: bool = False, retention: timedelta = RETENT
     LakeError
         A table cannot be read or written.
     """
-    if not DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name)):
+    if not is_table(lake, OBJECT_CATALOG.name):
         msg = f"there is no lake in {lake}; make one with `pixels ingest SRC --lake {lake}`"
         raise UsageError(msg)
-    tables = [table for table in TABLES.values() if DeltaTable.is_deltatable(str(lake / table.name))]
+    tables = [table for table in TABLES.values() if is_table(lake, table.name)]
     return [_maintain(lake, table, dry_run=dry_run, retention=retention) for table in tables]
 
 

@@ -48,6 +48,7 @@ _SYNC_THREADS = 4
 _MAX_SHAPES = 500
 _FEW = 8
 _ONLY_TEXT = {str}
+_SAID = 300
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -119,7 +120,9 @@ def lake_error(action: str, path: object, error: BaseException) -> LakeError:
     elif number in _NO_PERMISSION:
         reason, remedy = os.strerror(number), "make the folder writable for this user or choose another with --lake, then run again"
     else:
-        reason, remedy = f"{type(error).__name__}: {text}", "check that the folder is a lake and its file system works, then run again"
+        text = re.split(r"\s(?:0: |stack backtrace)", text)[0]
+        reason = f"{type(error).__name__}: {text[:_SAID]}{'...' if len(text) > _SAID else ''}"
+        remedy = "check that the folder is a lake and its file system works, then run again; what is damaged comes back from a copy alone"
     return LakeError(f"cannot {action} at {path}: {reason}; {remedy}")
 
 

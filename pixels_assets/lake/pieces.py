@@ -27,7 +27,7 @@ BYTES = 16 * MIB
 """Bytes of either, about."""
 _PARTS = 4
 """So many pieces are made of what is read together: whoever works on a piece may need several times its memory."""
-_BATCH_ROWS = 512
+_BATCH_ROWS, _BATCH_BYTES = 512, 1 * MIB
 _KEY = "_key"
 _SEPARATOR = "\x1e"
 _ACTION = "put rows aside"
@@ -106,14 +106,15 @@ class Pieces:
     def _flush(self) -> None:
         """Write what was gathered as one sorted file."""
         rows = pl.concat(self._held, how="diagonal", rechunk=True).with_columns(self._order)
+        at_once = max(1, min(_BATCH_ROWS, self._rows * _BATCH_BYTES // max(1, self._bytes)))
         self._held, self._rows, self._bytes = [], 0, 0
         run, order = _Run(self._folder / f"{len(self._runs)}.arrow", [], []), rows[_KEY].arg_sort()
         schema = rows.clear().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
         with lake_errors(_ACTION, self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             with pa.ipc.new_file(run.path, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-                for start in range(0, len(rows), _BATCH_ROWS):
-                    values = rows[order[start : start + _BATCH_ROWS]].to_arrow(compat_level=pl.CompatLevel.oldest())
+                for start in range(0, len(rows), at_once):
+                    values = rows[order[start : start + at_once]].to_arrow(compat_level=pl.CompatLevel.oldest())
                     writer.write_table(values)
                     run.firsts.append(values[_KEY][0].as_py())
                     run.weights.append(max(values.num_rows / ROWS, values.nbytes / BYTES))
@@ -138,7 +139,8 @@ class Pieces:
         ]
         ranges = [(run, start, stop) for run, start, stop in ranges if start < stop]
         weight = sum(sum(run.weights[start:stop]) for run, start, stop in ranges)
-        if weight > 3 + 2 * len(ranges) * _BATCH_ROWS / ROWS:
+        edge = max(_BATCH_ROWS / ROWS, _BATCH_BYTES / BYTES)  # of a file, before and after a piece
+        if weight > 3 + 2 * len(ranges) * edge:
             wanted = [pl.col(_KEY) >= (least or ""), *([pl.col(_KEY) < end] if end else [])]
             yield pl.concat([self._whole(pl.scan_ipc(run.path).filter(wanted)) for run, _, _ in ranges])
             return

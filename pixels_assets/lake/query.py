@@ -3,22 +3,23 @@
 Must not write. `pixels_assets.lake.commit` writes.
 """
 
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import DeltaTable
 
-from pixels_assets.errors import UsageError
+from pixels_assets.errors import LakeError, UsageError
 from pixels_assets.intake.objects import Status
 from pixels_assets.lake import headers
 from pixels_assets.lake.changes import manifests
-from pixels_assets.lake.commit import committed, open_table, part_files
+from pixels_assets.lake.commit import committed, is_table, live_parts, open_table, part_files
 from pixels_assets.lake.keyed import scan_paths
+from pixels_assets.lake.parts import lake_error
 from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE, TABLES, Table
 
 
@@ -59,7 +60,7 @@ class LakeStatus:
 
 def exists(lake: Path) -> bool:
     """Whether there is a lake in this folder."""
-    return DeltaTable.is_deltatable(str(lake / OBJECT_CATALOG.name))
+    return is_table(lake, OBJECT_CATALOG.name)
 
 
 def table_names(lake: Path) -> list[str]:
@@ -107,7 +108,7 @@ def dataset(lake: Path, table: str) -> ds.Dataset:
     _require(lake, table)
     if table == headers.NAME:
         return headers.headers_dataset(lake)
-    if not DeltaTable.is_deltatable(str(lake / table)):
+    if not is_table(lake, table):
         return ds.dataset(TABLES[table].arrow.empty_table())  # of a lake that is older than the table
     return open_table(lake, table).to_pyarrow_dataset()
 
@@ -139,8 +140,45 @@ def finished_batches(lake: Path, chosen: Collection[str] = ()) -> list[str]:
     return [key for key in sealed if key in finished and (not chosen or key in chosen)]
 
 
+@contextmanager
+def damage_told(lake: Path) -> Iterator[None]:
+    """Let a file that is missing or cut be named, where readers raise whatever they like.
+
+    Raises
+    ------
+    LakeError
+        In place of what a reader raised.
+    """
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
+        for table in TABLES.values():
+            if not is_table(lake, table.name):
+                continue
+            for part in live_parts(lake, table):
+                path = lake / table.name / part.path
+                size = path.stat().st_size if path.exists() else None
+                if size != part.size:
+                    what = "is missing" if size is None else f"has {size} bytes instead of {part.size}"
+                    msg = f"{path}, a part of {table.name}, {what}; put it back from a copy, or ingest the sources into another folder with --lake"
+                    raise LakeError(msg) from error
+        action = "read the lake"
+        raise lake_error(action, lake, error) from error
+
+
 def status(lake: Path) -> LakeStatus:
-    """Figures of a lake."""
+    """Figures of a lake.
+
+    Raises
+    ------
+    LakeError
+        A file of the lake is missing or damaged.
+    """
+    with damage_told(lake):
+        return _status(lake)
+
+
+def _status(lake: Path) -> LakeStatus:
     catalog = scan(lake, OBJECT_CATALOG.name)
     indexed = catalog.filter(pl.col("status") == "indexed")
     # By hash and streamed: a million UIDs side by side would take more memory than all the rest of a run.
@@ -156,7 +194,7 @@ def status(lake: Path) -> LakeStatus:
         scan(lake, QUARANTINE.name).group_by("status", "error_code").agg(pl.len(), pl.col("retry_due").sum()).sort("status", "error_code").collect()
     )
     nested = headers.load(lake)
-    present = [name for name in TABLES if DeltaTable.is_deltatable(str(lake / name))]  # a lake may be older than a table
+    present = [name for name in TABLES if is_table(lake, name)]  # a lake may be older than a table
     return LakeStatus(
         versions={name: open_table(lake, name).version() for name in present},
         rows={name: scan(lake, name).select(pl.len()).collect().item() for name in present}

@@ -32,11 +32,12 @@ from deltalake.exceptions import DeltaError
 
 from pixels_assets.errors import LakeError
 from pixels_assets.intake.objects import Status
-from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, open_table, table_lock
+from pixels_assets.lake.commit import LOCK_SECONDS, create_tables, is_table, open_table, table_lock
 from pixels_assets.lake.findings import FROM_OBJECTS, FROM_SERIES, disagreements, object_findings, series_findings, subjects
 from pixels_assets.lake.keyed import Replaced, StoredFile, all_rows, find_rows, holding, replace_rows, stored_files
 from pixels_assets.lake.levels import LEVELS, agreed, columns_of, versions_of
 from pixels_assets.lake.pieces import Pieces
+from pixels_assets.lake.query import damage_told
 from pixels_assets.lake.schema import (
     DICOM_METADATA,
     FINDINGS,
@@ -148,12 +149,14 @@ def update_rollups(lake: Path, *, run_id: str, rebuild: bool = False) -> Updated
         since = min(known) if len(known) == len(reflected) and not rebuild else None
         if since == catalog.version():
             return Updated(since, since, seconds=time.monotonic() - started)
-        change = None if since is None else _change(lake, catalog, set(known))
+        with damage_told(lake):
+            change = None if since is None else _change(lake, catalog, set(known))
         if change is None:
             since = None
         update = _Update(lake, catalog, change, run_id)
         try:
-            tables = update.run()
+            with damage_told(lake):
+                tables = update.run()
         finally:
             shutil.rmtree(lake / _ASIDE, ignore_errors=True)
         return Updated(catalog.version(), since, tables, update.changed, time.monotonic() - started)
@@ -168,7 +171,7 @@ def _reflected(lake: Path, catalog: DeltaTable) -> dict[str, int | None]:
     """Version of the catalog that each rollup reflects; None: none of this catalog."""
     mark, versions = _mark(catalog), dict[str, int | None]()
     for name in ROLLUPS:
-        version = open_table(lake, name).transaction_version(mark) if DeltaTable.is_deltatable(str(lake / name)) else None
+        version = open_table(lake, name).transaction_version(mark) if is_table(lake, name) else None
         versions[name] = version if version is not None and version <= catalog.version() else None
     return versions
 

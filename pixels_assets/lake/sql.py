@@ -28,7 +28,7 @@ from deltalake import DeltaTable
 
 from pixels_assets.dicom.paths import json_path
 from pixels_assets.errors import PixelsError, UsageError
-from pixels_assets.lake.commit import open_table
+from pixels_assets.lake.commit import is_table, open_table
 from pixels_assets.lake.query import dataset, require_lake, table_names
 from pixels_assets.lake.schema import TABLES
 
@@ -106,7 +106,7 @@ def connect(lake: Path, attached: Mapping[str, object] | None = None, *, writes:
     connection.create_function("_json_path", json_path, [str], str)
     connection.execute(_MACROS)
     for name in table_names(lake):
-        is_delta = DeltaTable.is_deltatable(str(lake / name))
+        is_delta = is_table(lake, name)
         connection.register(name, _Deferred(open_table(lake, name)) if is_delta else dataset(lake, name))
     files = [_attach(connection, name, value, table_names(lake)) for name, value in (attached or {}).items()]
     connection.execute("set allowed_paths = $1", [[*(str(path) for path in files if path and path.is_file()), *writes]])

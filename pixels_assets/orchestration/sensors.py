@@ -88,9 +88,9 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
             found = look(
                 context.instance, lake, sources, sources.folders, position=Cursor.parse(context.cursor).position, seconds=sources.tick_seconds
             )
+            runs = _runs(context.instance, lake, pending_batches(lake.path))
         except PixelsError as error:
             return dg.SkipReason(str(error))
-        runs = _runs(context.instance, lake, pending_batches(lake.path))
         fresh = list(islice((batch for batch, known in runs if not known), REQUESTS_PER_TICK))
         register(context.instance, fresh)  # one that was sealed by a process that was killed then is not yet a partition
         requests = [run_request(lake, batch) for batch in fresh]
@@ -105,11 +105,14 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         description=f"A batch whose last run failed is run again, {RUNS_PER_BATCH} times in all.",
     )
     def failed_batches(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
-        if not exists(lake.path):
-            return dg.SkipReason("there is no lake yet")
-        runs = _runs(context.instance, lake, pending_batches(lake.path))
-        failed = ((batch, len(known)) for batch, known in runs if _is_due(known))
-        requests = [run_request(lake, batch, attempt=count + 1) for batch, count in islice(failed, REQUESTS_PER_TICK)]
+        try:
+            if not exists(lake.path):
+                return dg.SkipReason("there is no lake yet")
+            runs = _runs(context.instance, lake, pending_batches(lake.path))
+            failed = ((batch, len(known)) for batch, known in runs if _is_due(known))
+            requests = [run_request(lake, batch, attempt=count + 1) for batch, count in islice(failed, REQUESTS_PER_TICK)]
+        except PixelsError as error:
+            return dg.SkipReason(str(error))
         register(context.instance, [str(request.partition_key) for request in requests])
         return dg.SensorResult(run_requests=requests) if requests else dg.SkipReason("no batch failed")
 
@@ -121,9 +124,9 @@ def sensors(settings: Settings) -> list[dg.SensorDefinition]:
         description="When object_catalog has changed, the hierarchy, headers and all else that is made of it follow; one run for many batches.",
     )
     def catalog_changed(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
-        if not exists(lake.path):
-            return dg.SkipReason("there is no lake yet")
         try:
+            if not exists(lake.path):
+                return dg.SkipReason("there is no lake yet")
             state = catalog_state(lake.path)
             here = replace(settings, lake=lake.path)
             if not is_behind(here):

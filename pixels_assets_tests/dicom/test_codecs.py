@@ -258,6 +258,16 @@ def test_one_bit_frames_are_unpacked_after_decompression(codec):
     assert np.array_equal(decoded, pixels)
 
 
+@pytest.mark.parametrize("codec", [Codec.UNCOMPRESSED, Codec.DEFLATE])
+def test_bytes_that_share_colours_between_two_pixels_are_spread(codec):
+    value = bytes([10, 20, 100, 200] * 24)
+    description = colour("YBR_FULL_422", rows=6, columns=8)
+    decoded, after = decode(codec, value if codec is Codec.UNCOMPRESSED else raw_deflate(value), description, max_bytes=LIMIT)
+    assert (decoded.shape, after.photometric) == ((6, 8, 3), "YBR_FULL")
+    assert decoded[5, 6:].tolist() == [[10, 100, 200], [20, 100, 200]]
+    assert reason(Codec.UNCOMPRESSED, value[:-1], description) is Reason.PIXEL_DATA_TRUNCATED
+
+
 def reason(codec, data, description, max_bytes=LIMIT):
     with pytest.raises(NoPixels) as caught:
         decode(codec, data, description, max_bytes=max_bytes)

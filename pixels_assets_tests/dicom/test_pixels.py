@@ -163,9 +163,9 @@ def test_the_private_syntax_of_ge_has_big_endian_pixels_behind_a_little_endian_h
 def test_native_ybr_full_422_gives_two_pixels_the_same_colours():
     value = bytes([10, 20, 100, 200] * 24)
     source = image(value, SamplesPerPixel=3, BitsAllocated=8, BitsStored=8, PhotometricInterpretation="YBR_FULL_422", PlanarConfiguration=0)
-    array = read_frame(source, max_bytes=LIMIT).array
-    assert array.shape == (6, 8, 3)
-    assert array[0, :2].tolist() == [[10, 100, 200], [20, 100, 200]]
+    frame = read_frame(source, max_bytes=LIMIT)
+    assert (frame.array.shape, frame.description.photometric) == ((6, 8, 3), "YBR_FULL")
+    assert frame.array[0, :2].tolist() == [[10, 100, 200], [20, 100, 200]]
 
 
 @pytest.mark.parametrize("representation", [0, 1])

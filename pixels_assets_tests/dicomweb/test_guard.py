@@ -132,6 +132,17 @@ def talk(server, data):
         return answer
 
 
+def test_a_body_that_still_comes_when_its_request_is_answered_is_no_head_of_the_next(server):
+    body = b"x" * 300_000
+    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dicom\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), 20) as line:
+        line.sendall(head.encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 403")
+        line.sendall(body)
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert line.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_a_body_that_is_declared_too_large_is_refused_before_it_comes(server):
     head = (
         b"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/related; boundary=a\r\nContent-Length: 10737418240\r\n\r\n"

@@ -101,7 +101,7 @@ async def _frames(client, address, data, counts):
         bodies = [body for _, body in parts_of(stored)]
         assert bodies == list(generate_frames(dataset.PixelData, number_of_frames=len(numbers))), "other codestreams"
         counts["frames as they are stored"] += len(bodies)
-    if dataset.original_encoding[1] and not dataset[element].is_undefined_length:
+    if syntax in {EXPLICIT, "1.2.840.10008.1.2"} and not dataset[element].is_undefined_length:
         answer = await client.get(f"{address}/bulkdata/{dataset[element].tag:08X}")
         assert answer.content == dataset[element].value, "another value"
         counts["values of native pixels"] += 1
@@ -169,7 +169,7 @@ def test_all_that_the_server_finds_is_what_pydicom_reads(place):
     assert counts["instances"] == len(LOOSE) + len(IN_ZIP) + len(IN_TAR)
     assert counts["frames that pydicom decodes"] > 20
     assert counts["frames as they are stored"] > 10
-    assert counts["values of native pixels"] > 5
+    assert counts["values of native pixels"] > 4
 
 
 def test_elements_without_a_vr_get_one_where_the_transfer_syntax_says_explicit():

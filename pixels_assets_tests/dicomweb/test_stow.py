@@ -44,7 +44,8 @@ def writable(tmp_path_factory):
         def catalogue(exports):
             assert not ingest(settings, [exports]).failed
 
-        web = {"exports": folder / "exports", "allow_delete": True, "max_object": 1 << 20, "max_body": 1 << 22}
+        (folder / "way").symlink_to(folder)
+        web = {"exports": folder / "way" / "exports", "allow_delete": True, "max_object": 1 << 20, "max_body": 1 << 22}
         with keep_workers(), Running(folder / "lake", catalogue, partial(prepare, settings), **web) as running:
             running.folder = folder
             yield running

@@ -13,9 +13,9 @@ import pixels_assets
 from pixels_assets import Catalog, runs
 from pixels_assets.engines.rebuild import _with_end_of
 from pixels_assets.errors import UsageError
-from pixels_assets.lake.commit import commit
+from pixels_assets.lake.commit import commit, create_tables
 from pixels_assets.lake.parts import part_from_table
-from pixels_assets.lake.schema import DICOM_METADATA
+from pixels_assets.lake.schema import DICOM_METADATA, OBJECT_CATALOG
 from pixels_assets_tests.tablehash import table_hashes
 
 ROOT = Path(pixels_assets.__file__).parents[1]
@@ -63,6 +63,14 @@ def test_unchanged_code_changes_nothing_and_needs_no_source(catalog) -> None:
     assert (done["rebuilt"],) == indexed
     assert (done["without_header"], done["unreadable_header"]) == (0, 0)
     assert done["rebuilt"] + done["not_indexed"] == catalog.table("dicom_metadata").select(pl.len()).collect().item()
+
+
+def test_a_lost_catalog_is_made_again(catalog) -> None:
+    before = table_hashes(catalog.settings.lake)
+    shutil.rmtree(catalog.settings.lake / OBJECT_CATALOG.name)
+    create_tables(catalog.settings.lake)
+    runs.rebuild(catalog.settings)
+    assert table_hashes(catalog.settings.lake) == before
 
 
 def test_what_was_wrong_is_right_again_in_the_chosen_batch_only(catalog) -> None:

@@ -27,7 +27,7 @@ from pixels_assets import Catalog
 from pixels_assets.cli import main
 from pixels_assets.definitions import build_definitions
 from pixels_assets.engines.shards import OUTPUTS, IndexSpec, Shard, plan_shards
-from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, require_master, session_config, spark_table
+from pixels_assets.engines.spark import SparkEngine, _groups, _sql_type, read_dicom, require_master, session_config, spark_table, starting
 from pixels_assets.errors import LakeError, SourceMissingError, UsageError, WorkerError
 from pixels_assets.intake.objects import SourceFile, Status, file_address
 from pixels_assets.lake.commit import commit, create_tables, is_committed, open_table
@@ -134,6 +134,20 @@ def test_a_master_that_is_not_there_is_told_at_once_unless_another_one_is():
         with pytest.raises(WorkerError, match=f"spark://{nobody} cannot be reached: Connection refused; is it running"):
             require_master(f"spark://{nobody}")
         require_master(f"spark://{nobody},127.0.0.1:{listening.getsockname()[1]}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+def test_java_does_not_outlive_a_start_that_was_interrupted(tmp_path, monkeypatch):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\nexec sleep 600\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setattr(pyspark.SparkContext, "_gateway", None)
+    with contextlib.suppress(KeyboardInterrupt), starting("local[1]"):
+        started = subprocess.Popen([java])
+        raise KeyboardInterrupt
+    assert started.wait() == -signal.SIGKILL
 
 
 def test_an_unknown_engine_is_a_wrong_setting():

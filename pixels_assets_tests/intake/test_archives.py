@@ -490,6 +490,26 @@ def test_a_cut_zip_is_not_taken_for_the_zip_it_ends_with(tmp_path):
     assert rows[-1].failure.code in {"archive_truncated", "bad_central_directory"}
 
 
+def test_the_last_volume_of_a_split_zip_gives_what_lies_in_it(tmp_path):
+    members = {f"{number}.dcm": bytes([number]) * 40 + MR for number in range(5)}
+    data = zip_bytes(members, zipfile.ZIP_STORED)
+    third = data.index(LOCAL, data.index(b"2.dcm"))  # the fourth member begins the volume
+    directory, end = data.index(CENTRAL), data.index(END)
+    volume, at = bytearray(data[third:]), directory - third
+    for number in range(5):
+        offset = int.from_bytes(volume[at + 42 : at + 46], "little")
+        struct.pack_into("<H", volume, at + 34, 1 if number > 2 else 0)
+        struct.pack_into("<L", volume, at + 42, offset - third if number > 2 else offset)
+        at = volume.find(CENTRAL, at + 4)
+    struct.pack_into("<4H2L", volume, end - third + 4, 1, 1, 5, 5, end - directory, directory - third)
+    rows = rows_of(written(tmp_path, bytes(volume)))
+    assert names(rows) == list(members)
+    assert codes(rows) == ["other_volume"] * 3 + ["", "", ""]
+    # A whole one may bear a wrong number.
+    struct.pack_into("<2H", wrong := bytearray(data), end + 4, 1, 1)
+    assert codes(rows_of(written(tmp_path, bytes(wrong)))) == [""] * 6
+
+
 def test_a_directory_that_miscounts_is_read_and_reported(tmp_path):
     rows = rows_of(written(tmp_path, patched(zip_bytes(MEMBERS), END, 10, 3)))
     assert codes(rows) == [""] * 5

@@ -69,6 +69,16 @@ def test_rows_that_are_heavy_make_smaller_pieces(tmp_path, monkeypatch) -> None:
     assert sum(map(len, found)) == 60
 
 
+def test_rows_that_are_heavy_are_read_a_few_at_a_time(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pieces, "BYTES", 100_000)
+    monkeypatch.setattr(pieces, "_BATCH_BYTES", 10_000)
+    heavy = pl.DataFrame({"name": [str(number % 7) for number in range(60)], "text": ["x" * 4_000] * 60})
+    with Pieces(tmp_path / "aside", ["name"]) as aside:
+        aside.add(heavy)
+        assert sum(piece.collect().height for piece in aside) == 60
+        assert max(weight for run in aside._runs for weight in run.weights) * 100_000 < 20_000
+
+
 def test_few_rows_never_touch_the_disk(tmp_path) -> None:
     with Pieces(tmp_path / "aside", ["name"]) as aside:
         aside.add(some_rows(19, 5))

@@ -7,8 +7,9 @@ import polars as pl
 import pydicom.data
 import pytest
 
-from pixels_assets.errors import UsageError
+from pixels_assets.errors import LakeError, UsageError
 from pixels_assets.lake.changes import manifests
+from pixels_assets.lake.commit import create_tables, part_files
 from pixels_assets.lake.query import batch_rows, exists, pending_batches, quarantined_batches, quarantined_files, scan, status
 from pixels_assets.lake.schema import OBJECT_CATALOG, TABLES
 from pixels_assets.lake.sql import connect
@@ -101,3 +102,21 @@ def test_the_figures_of_a_lake_that_is_older_than_a_table(house) -> None:
     found = status(house.lake)
     assert "findings" not in found.rows
     assert set(found.versions) == set(TABLES) - {"findings"}
+
+
+def test_a_part_that_is_cut_or_missing_is_named(full) -> None:
+    (part, *_) = part_files(full.lake, OBJECT_CATALOG, manifests(full.lake).keys())
+    size = part.stat().st_size
+    part.write_bytes(b"")
+    with pytest.raises(LakeError, match=f"{part}, a part of object_catalog, has 0 bytes instead of {size}; put it back"):
+        status(full.lake)
+    part.unlink()
+    with pytest.raises(LakeError, match=f"{part}, a part of object_catalog, is missing; put it back"):
+        status(full.lake)
+
+
+def test_a_file_in_the_place_of_a_table_is_no_lake_and_no_bug(tmp_path) -> None:
+    (tmp_path / "object_catalog").write_text("not a folder")
+    assert not exists(tmp_path)
+    with pytest.raises(LakeError, match="cannot create the table object_catalog"):
+        create_tables(tmp_path)

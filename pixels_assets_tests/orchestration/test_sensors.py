@@ -263,6 +263,18 @@ def test_a_failed_batch_that_is_running_again_is_left_alone(place) -> None:
     assert len(daemon.tick()[0]) == 1
 
 
+@pytest.mark.parametrize("name", ["arrivals", "failed_batches", "catalog_changed"])
+def test_a_lake_that_cannot_be_read_is_a_reason_to_skip(place, name) -> None:
+    place.write("CT_small.dcm")
+    place.seal()
+    for table in ("object_catalog", "quarantine"):
+        for entry in (place.lake / table / "_delta_log").iterdir():
+            entry.write_text("{damaged")
+    requests, reason = Daemon(place, name).tick()
+    assert requests == []
+    assert "cannot open the table" in reason
+
+
 def test_without_a_lake_no_batch_failed(place) -> None:
     assert Daemon(place, "failed_batches").tick() == ([], "there is no lake yet")
 

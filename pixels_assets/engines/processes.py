@@ -37,6 +37,9 @@ del sys.modules["requests"], sys.modules["tqdm"]
 """
 """What the process that workers are forked from loads, as a program."""
 _START = LOADING + "main(*map(int, sys.argv[1:]))"
+# What opening Dagster's instance and loading polars put into the environment of this process, and what workers have no use for: those that were
+# started before would be taken for ones of another environment.
+_NOT_FOR_WORKERS = frozenset({"DAGSTER_HOME", "_RJEM_MALLOC_CONF"})
 
 REQUEST = b"."
 """Sent to the template with the descriptors of a worker's connection, of the file behind its monitor, and of a pipe."""
@@ -99,7 +102,8 @@ class Monitor:
 
 def _environment() -> dict[str, str]:
     """Give the environment that workers are started in."""
-    return os.environ | {
+    ours = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS}
+    return ours | {
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         # What large objects took is given back when they are done, so that what the next one may take does not depend on them. What usual ones

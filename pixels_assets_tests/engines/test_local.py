@@ -511,7 +511,7 @@ def test_workers_get_the_environment_of_the_moment_in_which_they_are_started(tmp
         assert earlier.process.template is not later.process.template
         # The one that began before would do for its memory, too.
         give_back([take_worker(128 * MIB)])
-        assert earlier.process.returncode is not None
+        assert earlier not in processes._keeper.waiting
 
 
 def test_a_worker_that_the_system_refuses_is_an_error_that_says_what_to_do():
@@ -525,11 +525,12 @@ def test_a_worker_that_the_system_refuses_is_an_error_that_says_what_to_do():
     refused.template.close()
 
 
-def test_processes_that_were_started_early_are_the_ones_that_read(tmp_path):
+def test_processes_that_were_started_early_are_the_ones_that_read(tmp_path, monkeypatch):
     start_workers(1, 512 * MIB)  # nobody would end it
     with keep_workers():
         start_workers(1, 512 * MIB)
         (early,) = processes._keeper.waiting
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))  # opening Dagster's instance does
         with LocalEngine(1) as engine:
             engine.run([Shard(0, tuple(written(tmp_path / "in", a=CT)))], spec_of(tmp_path / "lake", worker_bytes=512 * MIB))
             assert [worker.own for worker in engine._pool] == [early]

@@ -11,7 +11,18 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from pixels_assets.dicom.codecs import CODECS, GE_BIG_ENDIAN_PIXELS, Codec, NoPixels, PixelDescription, Reason, looks_like_rle, sniff, starts_frame
+from pixels_assets.dicom.codecs import (
+    CODECS,
+    GE_BIG_ENDIAN_PIXELS,
+    Codec,
+    NoPixels,
+    PixelDescription,
+    Reason,
+    is_422,
+    looks_like_rle,
+    sniff,
+    starts_frame,
+)
 from pixels_assets.dicom.image import number, value
 from pixels_assets.dicom.pixels import Frame, PixelSource, describe, read_frame
 from pixels_assets.dicom.reader import Header, Unreadable, read_header
@@ -162,8 +173,7 @@ def index_frames(header: Header) -> FrameIndex:
         return FrameIndex(
             source.transfer_syntax, found, 1, description, starts=array("Q", [start]), lengths=array("Q", [stop - start]), firsts=array("Q", [0, 1])
         )
-    subsampled = description.samples == 3 and description.columns % 2 == 0 and description.photometric.endswith("_422")
-    if subsampled and (stop - start) * 8 < frames * bits:
+    if is_422(description) and (stop - start) * 8 < frames * bits:
         bits = bits // 3 * 2
     return FrameIndex(
         transfer_syntax=source.transfer_syntax,

@@ -27,11 +27,13 @@ from pixels_assets.imports import python_path
 from pixels_assets.settings import MIB
 
 # pydicom loads two libraries for downloads of test files, which is a sixth of the start of a process; extractors may import them later. The collector
-# of cycles finds nothing in what modules hold, and would look again and again.
+# of cycles finds nothing in what modules hold, and would look again and again. Loaded from within other modules, pydicom works so deep in the stack
+# that Python asks the system for one more piece of it with each call, and gives it back: a sixth of the start, too.
 LOADING = """
 import gc, sys
 gc.disable()
 sys.modules["requests"] = sys.modules["tqdm"] = None
+import pydicom
 from pixels_assets.engines.template import main
 del sys.modules["requests"], sys.modules["tqdm"]
 """
@@ -332,7 +334,7 @@ class _Keeper:
         self.holders = 0  # of those that wait
         self._users = 0
         self._template: _Template | None = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def fork(self, connection: int, monitor: int) -> ForkedProcess:
         """Make a worker, and the template before it where there is none that is alive and was started in this environment.
@@ -342,7 +344,7 @@ class _Keeper:
         OSError
             It cannot be started.
         """
-        with self._lock:
+        with self.lock:
             environment, template = _environment(), self._template
             if template is None or template.environment != environment or template.process.poll() is not None:
                 self._template = _Template(environment)
@@ -353,14 +355,14 @@ class _Keeper:
 
     def ended(self, template: _Template) -> None:
         """Take note that a worker of this template has ended."""
-        with self._lock:
+        with self.lock:
             template.workers -= 1
             self._end_unused(template)
 
     @contextmanager
     def hold(self, *, spares: bool) -> Iterator[None]:
         """Keep the template, and if asked for processes that wait, until all who hold them have left their blocks."""
-        with self._lock:
+        with self.lock:
             self._users += 1
             self.holders += spares
         try:
@@ -369,7 +371,7 @@ class _Keeper:
             self._release(spares=spares)
 
     def _release(self, *, spares: bool) -> None:
-        with self._lock:
+        with self.lock:
             self._users -= 1
             self.holders -= spares
             while self.waiting and not self.holders:
@@ -423,18 +425,20 @@ def take_worker(worker_bytes: int) -> WorkerProcess:
     WorkerError
         It cannot be started.
     """
-    for worker in [worker for worker in _keeper.waiting if worker.worker_bytes == worker_bytes]:
-        _keeper.waiting.remove(worker)
-        if worker.process.template.environment == _environment() and worker.process.poll() is None:
-            return worker
-        worker.close()
+    with _keeper.lock:
+        for worker in [worker for worker in _keeper.waiting if worker.worker_bytes == worker_bytes]:
+            _keeper.waiting.remove(worker)
+            if worker.process.template.environment == _environment() and worker.process.poll() is None:
+                return worker
+            worker.close()
     return WorkerProcess(worker_bytes)
 
 
 def give_back(workers: list[WorkerProcess]) -> None:
     """Take back processes that are at rest: they wait for the next engine within `keep_workers`, and end outside of it."""
-    if _keeper.holders:
-        _keeper.waiting += workers
-        return
+    with _keeper.lock:
+        if _keeper.holders:
+            _keeper.waiting += workers
+            return
     for worker in workers:
         worker.close()

@@ -17,6 +17,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -548,6 +549,27 @@ def test_a_process_that_died_while_it_was_kept_is_replaced(tmp_path):
         with LocalEngine(1) as engine:
             outcome = engine.run([Shard(0, tuple(files))], spec_of(tmp_path / "second"))
     assert outcome.tally.statuses == {"indexed": 1}
+
+
+def test_threads_that_take_processes_at_once_never_get_the_same_one():
+    size, in_use, interval = 160 * MIB, set(), sys.getswitchinterval()
+
+    def take_and_give_back() -> None:
+        for _ in range(3000):
+            worker = take_worker(size)
+            assert id(worker) not in in_use
+            in_use.add(id(worker))
+            in_use.remove(id(worker))
+            give_back([worker])
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with keep_workers(), ThreadPoolExecutor(4) as threads:
+            start_workers(4, size)
+            for done in [threads.submit(take_and_give_back) for _ in range(4)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_engine_that_failed_keeps_no_process(tmp_path):

@@ -6,7 +6,7 @@ that orchestrates, all its threads, and of the workers; wall seconds show what w
 
 Orchestration: importing everything, starting the workers, committing (tables made, locks, the Delta log, what a batch replaces), and all that is not
 wrapped: Dagster with its event log. Work: listing, reading in the workers and handing out to them, writing rows (catalog, quarantine, raw files),
-checks of the rows, hierarchy and headers.
+checks of the rows, hierarchy and headers. Ingests of 25,000 objects and more are not for this: `headers` follows in another process then.
 """
 
 import functools

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
@@ -33,9 +33,10 @@ from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
 from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches, require_lake
-from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
+from pixels_assets.lake.schema import LINKED, OBJECT_CATALOG, QUARANTINE, ROLLUPS
+from pixels_assets.orchestration.assets.headers import HEADERS_KEY
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
-from pixels_assets.orchestration.jobs import is_behind, is_overwrite, look
+from pixels_assets.orchestration.jobs import are_headers_behind, is_behind, is_overwrite, look
 from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import ENGINE_TAG, LAKE_TAG, LakeResource, SourcesResource, default_resources, engine_config
@@ -48,20 +49,27 @@ _FEW_FILES = 16  # one process reads them before a second one is ready
 _FAILURES_IN_A_ROW = 3
 _MANY_BATCHES = 20
 _INTERRUPTED = 130
+_MANY_OBJECTS = 25_000  # loading everything once more takes as long as `headers` of 8,000
 _APART = f"""
 import json, pickle, sys
 from pixels_assets.cli import long_import, set_up_logging
 try:
-    settings = pickle.load(sys.stdin.buffer)
+    settings, part = pickle.load(sys.stdin.buffer)
     set_up_logging(settings)
     with long_import():
         from pixels_assets.runs import update_here
-    print(json.dumps(update_here(settings)))
+    print(json.dumps(update_here(settings, part)))
 except KeyboardInterrupt:
     sys.exit({_INTERRUPTED})
 """
 _INTERRUPTS = (dg.DagsterExecutionInterruptedError.__name__, KeyboardInterrupt.__name__)
 _INGEST, _ROLLUPS = "ingest_batch", "update_rollups"
+_PARTS: dict[str, tuple[dg.AssetKey, ...]] = {
+    "all": (),
+    "headers": (HEADERS_KEY,),
+    "all but headers": tuple(asset_key(table) for table in (ROLLUPS | LINKED).values()),
+}
+"""What the update consists of; two of its assets take most of the time, and neither needs the other."""
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
@@ -128,7 +136,7 @@ def ingest(settings: Settings, sources: Sequence[str | os.PathLike[str]], *, mod
         ran = Ingested(found)
         _say_found(found, say)
         _run_pending(settings, instance, ran, say, asked)
-        _update_rollups(settings, instance, say, len(ran.batches))
+        _update_rollups(settings, instance, say, batches=len(ran.batches), objects=ran.objects)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -159,7 +167,7 @@ def retry(settings: Settings, statuses: Sequence[str], *, say: Say = logger.info
             say(f"batch {batch} ({number} of {len(batches)}): {objects} objects in quarantine")
             _run(settings, instance, job, batch, ran, retried=list(statuses) or [status.value for status in Status])
         if batches:
-            _update_rollups(settings, instance, say, len(ran.batches))
+            _update_rollups(settings, instance, say, batches=len(ran.batches), objects=ran.objects)
     ran.seconds = time.monotonic() - started
     return ran
 
@@ -229,9 +237,10 @@ def rebuild(settings: Settings, batches: Sequence[str] = (), *, say: Say = logge
         result = _execute(settings, instance, _job(settings, "rebuild"), config)
         if not result.success:
             raise PixelsError(_reason(result))
-        _update_rollups(settings, instance, say)
-        figures = next(event.step_output_data.metadata for event in result.all_node_events if event.is_successful_output)
-        return {name: int(str(value.value)) for name, value in figures.items()}
+        metadata = next(event.step_output_data.metadata for event in result.all_node_events if event.is_successful_output)
+        figures = {name: int(str(value.value)) for name, value in metadata.items()}
+        _update_rollups(settings, instance, say, objects=figures["rebuilt"])
+        return figures
 
 
 def _require(settings: Settings) -> None:
@@ -284,11 +293,11 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, batches: int = 0) -> None:
+def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, *, batches: int = 0, objects: int = 0) -> None:
     """Let the hierarchy follow, once for all batches, also when an earlier call did not come to it.
 
-    After many of them it does so in a process of its own, if the system lets us have one: what they have left in the memory of this one, and what
-    the update takes, do not come together then.
+    After many objects `headers` follows beside it, in a process of its own. After many batches the rest has one, too: what they have left in the
+    memory of this one, and what the update takes, do not come together then. What the system lets us have no process for is done here.
 
     Raises
     ------
@@ -298,52 +307,65 @@ def _update_rollups(settings: Settings, instance: dg.DagsterInstance, say: Say, 
     if not is_behind(settings):
         return
     started = time.monotonic()
-    process = _updater() if batches >= _MANY_BATCHES else None
-    reason = _carry_out_update(settings, instance) if process is None else _update_apart(settings, process)
-    if reason is not None:
-        msg = f"patients, studies, series, instances and headers are not up to date: {reason}; run the same command again"
+    beside = objects >= _MANY_OBJECTS and settings.worker_count > 1 and are_headers_behind(settings)
+    parts = ["all but headers", "headers"] if beside else ["all"]
+    with ExitStack() as stack:
+        apart = {part: stack.enter_context(_updater(settings, part)) for part in (parts if batches >= _MANY_BATCHES else parts[1:])}
+        here = [_carry_out_update(settings, instance, part) for part in parts if apart.get(part) is None]
+        reasons = {reason for reason in [*here, *(_outcome(process) for process in apart.values() if process is not None)] if reason is not None}
+    if reasons:
+        msg = f"patients, studies, series, instances and headers are not up to date: {'; '.join(sorted(reasons))}; run the same command again"
         raise PixelsError(msg)
     say(f"patients, studies, series, instances and headers brought up to date in {time.monotonic() - started:.1f} s")
 
 
-def _carry_out_update(settings: Settings, instance: dg.DagsterInstance) -> str | None:
-    """Run the job; give the reason when it failed."""
+def _carry_out_update(settings: Settings, instance: dg.DagsterInstance, part: str) -> str | None:
+    """Run the job, or a part of it; give the reason when it failed."""
     config: dict[str, object] = {"resources": {"lake": {"config": {"root": str(settings.lake)}}}, "loggers": _QUIET}
-    result = _execute(settings, instance, _job(settings, _ROLLUPS), config)
+    result = _execute(settings, instance, _job(settings, _ROLLUPS), config, only=_PARTS[part])
     return None if result.success else _reason(result)
 
 
-def _updater() -> subprocess.Popen[bytes] | None:
-    """Start the process that updates apart; None when the system refuses."""
+@contextmanager
+def _updater(settings: Settings, part: str) -> Iterator[subprocess.Popen[bytes] | None]:
+    """Start a process that runs a part of the update; None when the system refuses. It ends with the block."""
     program, environment = [sys.executable, "-P", "-c", _APART], os.environ | {"PYTHONPATH": python_path()}
     try:
-        return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603 - our own program
+        process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603 - our own program
     except OSError as error:
         logger.info("no further process can be started (%s): the hierarchy is brought up to date in this one", error.strerror)
-        return None
-
-
-def _update_apart(settings: Settings, process: subprocess.Popen[bytes]) -> str | None:
-    """Let another process run the job; give the reason when it failed."""
+        yield None
+        return
     with process:
         try:
-            said = process.communicate(pickle.dumps(settings))[0]
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # how it ended says why
+                process.stdin.write(pickle.dumps((settings, part)))
+                process.stdin.close()
+            yield process
         except BaseException:
             process.terminate()  # what it has not committed, the next call does again
             raise
-    if process.returncode == _INTERRUPTED:
+
+
+def _outcome(process: subprocess.Popen[bytes]) -> str | None:
+    """Wait for a process of `_updater`; give the reason when it failed."""
+    assert process.stdout is not None
+    said = process.stdout.read()
+    code = process.wait()
+    if code == _INTERRUPTED:
         raise KeyboardInterrupt
-    if process.returncode:
-        return f"the process that does it ended with code {process.returncode}"
+    if code:
+        return f"the process that does it ended with code {code}"
     reason: str | None = json.loads(said.splitlines()[-1])
     return reason
 
 
-def update_here(settings: Settings) -> str | None:
-    """Let the hierarchy follow, in a process that does nothing else; give the reason when it failed."""
+def update_here(settings: Settings, part: str) -> str | None:
+    """Let the hierarchy or a part of it follow, in a process that does nothing else; give the reason when it failed."""
     try:
         with shared_instance() as instance:
-            return _carry_out_update(settings, instance)
+            return _carry_out_update(settings, instance, part)
     except PixelsError as error:
         return str(error)
 

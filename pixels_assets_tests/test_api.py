@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pydicom.data
 import pytest
@@ -15,7 +17,7 @@ import pytest
 import pixels_assets
 from pixels_assets import Catalog
 from pixels_assets.errors import PixelsError, SourceMissingError, UsageError
-from pixels_assets.lake.schema import LINKED, TABLES
+from pixels_assets.lake.schema import LINKED, ROLLUPS, TABLES
 from pixels_assets.orchestration.instance import shared_instance
 from pixels_assets.settings import Limits
 
@@ -265,6 +267,39 @@ def test_after_many_batches_another_process_lets_the_hierarchy_follow(catalog, s
     # Without another process this one does it.
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
     with shared_instance() as instance:
-        runs._update_rollups(catalog.settings, instance, said.append, 1)
+        runs._update_rollups(catalog.settings, instance, said.append, batches=1)
     (length,) = catalog.sql("select bytes from series").fetchone()
     assert length == (source / "CT_small.dcm").stat().st_size
+
+
+def test_after_many_objects_headers_follow_beside_the_rest(catalog, source, tmp_path, monkeypatch) -> None:
+    from pixels_assets import runs
+
+    monkeypatch.setattr(runs, "_MANY_OBJECTS", 1)
+    settings = replace(catalog.settings, workers=2)
+    put(source, "CT_small.dcm", "MR_small.dcm")
+    said = []
+    runs.ingest(settings, [source], say=said.append)
+    assert "brought up to date" in said[-1]
+    assert catalog.status().instances == catalog.sql("select count(*) from headers").fetchone()[0] == 2
+    with shared_instance() as instance:
+        runs_of_it = [record.dagster_run.run_id for record in instance.get_run_records(dg.RunsFilter(job_name="update_rollups"))]
+        told = {run: [record.dagster_event for record in instance.all_logs(run) if record.dagster_event] for run in runs_of_it}
+    made = {run: {event.asset_key.path[-1] for event in events if event.is_step_materialization} for run, events in told.items()}
+    assert sorted(made.values(), key=len) == [{"headers"}, {*ROLLUPS, *LINKED}]
+    # What fails there is said, and done by the next call.
+    put(source, "JPEG2000.dcm")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_APART", "import sys; sys.exit(7)")
+        with pytest.raises(PixelsError, match="and headers are not up to date: the process that does it ended with code 7; run"):
+            runs.ingest(settings, [source])
+    assert catalog.status().instances == 3
+    assert catalog.sql("select count(*) from headers").fetchone()[0] == 2
+    assert runs.ingest(settings, [source]).batches == []
+    assert catalog.sql("select count(*) from headers").fetchone()[0] == 3
+    # Without another process this one does both.
+    put(source, "JPGExtended.dcm")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "no python"))
+        runs.ingest(settings, [source])
+    assert catalog.status().instances == catalog.sql("select count(*) from headers").fetchone()[0] == 4

@@ -113,7 +113,10 @@ def measure(name: str, kind: str, folder: Path) -> Run | None:
         watch.over.set()
         watch.join()
         if process.returncode:
-            print(f"{name}: did not run: {(errors.strip().splitlines() or ['no reason'])[-1]}", file=sys.stderr)
+            reason = (errors.strip().splitlines() or ["no reason"])[-1]
+            is_missing = "No module named" in reason or "must be installed" in reason
+            advice = "; the peers' packages come with pip install -c constraints.txt -e '.[bench]'" if is_missing else ""
+            print(f"{name}: did not run: {reason}{advice}", file=sys.stderr)
             return None
         counts = json.loads(output.splitlines()[-1])
         disk = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())

@@ -33,10 +33,10 @@ from pixels_assets.lake.catalog import to_read
 from pixels_assets.lake.changes import Discovery, manifests
 from pixels_assets.lake.commit import is_committed, table_lock
 from pixels_assets.lake.query import batch_rows, finished_batches, pending_batches, quarantined_batches, require_lake
-from pixels_assets.lake.schema import LINKED, OBJECT_CATALOG, QUARANTINE, ROLLUPS
+from pixels_assets.lake.schema import OBJECT_CATALOG, QUARANTINE
 from pixels_assets.orchestration.assets.headers import HEADERS_KEY
 from pixels_assets.orchestration.instance import PROCESS_TAG, process_tag, shared_instance
-from pixels_assets.orchestration.jobs import are_headers_behind, is_behind, is_overwrite, look
+from pixels_assets.orchestration.jobs import HIERARCHY_KEYS, are_headers_behind, is_behind, is_overwrite, look
 from pixels_assets.orchestration.metadata import asset_key
 from pixels_assets.orchestration.partitions import register
 from pixels_assets.orchestration.resources import ENGINE_TAG, LAKE_TAG, LakeResource, SourcesResource, default_resources, engine_config
@@ -69,7 +69,7 @@ _INGEST, _ROLLUPS = "ingest_batch", "update_rollups"
 _PARTS: dict[str, tuple[dg.AssetKey, ...]] = {
     "all": (),
     "headers": (HEADERS_KEY,),
-    "all but headers": tuple(asset_key(table) for table in (ROLLUPS | LINKED).values()),
+    "all but headers": HIERARCHY_KEYS,
 }
 """What the update consists of; two of its assets take most of the time, and neither needs the other."""
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
@@ -341,9 +341,8 @@ def _updater(settings: Settings, part: str) -> Iterator[subprocess.Popen[bytes] 
     with process:
         try:
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # how it ended says why
-                process.stdin.write(pickle.dumps((settings, part)))
-                process.stdin.close()
+            with suppress(BrokenPipeError), process.stdin as told:  # how it ended says why
+                told.write(pickle.dumps((settings, part)))
             yield process
         except BaseException:
             process.terminate()  # what it has not committed, the next call does again

@@ -34,9 +34,12 @@ ingest_batch = dg.define_asset_job(
     description="Take one batch of files through the whole lineage: listed, read, catalogued.",
 )
 
+HIERARCHY_KEYS = tuple(asset_key(table) for table in (ROLLUPS | LINKED).values())
+"""What follows `object_catalog` beside `HEADERS_KEY`."""
+
 update_rollups = dg.define_asset_job(
     "update_rollups",
-    selection=dg.AssetSelection.assets(HEADERS_KEY, *(asset_key(table) for table in (ROLLUPS | LINKED).values())),
+    selection=dg.AssetSelection.assets(HEADERS_KEY, *HIERARCHY_KEYS),
     description="Bring the hierarchy, headers, measurements and segmentations up to date with object_catalog, however many batches changed it.",
 )
 
